@@ -28,10 +28,10 @@ def gate(
     scores = torch.nn.functional.linear(upcast(x), upcast(w)).softmax(-1)
     if n_group > 1:
         grouped = scores.unflatten(-1, (n_group, -1))
-        best = grouped.amax(-1).sort(-1, descending=True, stable=True).indices[..., :topk_group]
+        best = grouped.amax(-1).sort(dim=-1, descending=True, stable=True).indices[..., :topk_group]
         keep = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=x.device).scatter(-1, best, True)
         scores = grouped.masked_fill(~keep[..., None], 0.0).flatten(-2)
-    values, ids = scores.sort(-1, descending=True, stable=True)
+    values, ids = scores.sort(dim=-1, descending=True, stable=True)
     values, ids = values[..., :top_k], ids[..., :top_k]
     values = values / (values.sum(-1, keepdim=True) + 1e-20) if normalize else values * scale
     return ids, values
