@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from dsv2_compile.kernels.dialect import numel, op, upcast
+from dsv2_compile.kernels.dialect import nbytes, numel, op, upcast
 from dsv2_compile.program import Dim, TensorSpec
 
 
@@ -25,6 +25,16 @@ def _pairs(q: TensorSpec, cache: TensorSpec) -> Dim:
     return batch * tokens * heads * (cache.shape[1] + tokens)
 
 
+def _expanded_bytes(
+    q: TensorSpec, cache: TensorSpec, rows: TensorSpec, w_kv: TensorSpec, past: TensorSpec, scale: float, v_dim: int
+) -> Dim:
+    """Operands and result once, plus K and V of every visible position written and read."""
+    operands = sum((nbytes(t) for t in (q, cache, rows, w_kv)), 0)
+    out = numel((*q.shape[:3], v_dim)) * q.dtype.itemsize
+    expanded = cache.shape[0] * (cache.shape[1] + rows.shape[1]) * w_kv.shape[0] * q.dtype.itemsize
+    return operands + out + 2 * expanded
+
+
 def _softmax(scores: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
     scores = upcast(scores) * scale
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
@@ -37,6 +47,7 @@ def _softmax(scores: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Te
         2 * _pairs(q, cache) * (q.shape[3] + v_dim)
         + 2 * numel(w_kv.shape) * cache.shape[0] * (cache.shape[1] + rows.shape[1])
     ),
+    touched=_expanded_bytes,
 )
 def mla_expanded(
     q: torch.Tensor,

@@ -1,0 +1,91 @@
+"""Softmax gate, greedy or group-limited, as one operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dsv2_compile.config import ModelConfig
+from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep, take
+from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.program import Program
+
+_ATEN = torch.ops.aten
+_LAST = Var("axis")
+
+
+def _sorted(x: Any) -> Call:
+    return Call(_ATEN.sort.stable, (x,), {"stable": True, "descending": True})
+
+
+def _top(x: Any, count: str) -> Call:
+    return Call(_ATEN.slice.Tensor, (x, _LAST, 0, Var(count)))
+
+
+def _scores(grouped: bool) -> Call:
+    scores = Call(_ATEN.softmax.int, (Call(_ATEN.linear.default, (Var("x"), Var("w"))), -1))
+    if not grouped:
+        return scores
+    groups = Call(_ATEN.unflatten.int, (scores, -1, [Var("n_group"), -1]))
+    best = item(_sorted(Call(_ATEN.amax.default, (groups, [-1]))), 1)
+    zeros = Call(_ATEN.zeros_like.default, (Call(_ATEN.select.int, (groups, Var("member"), 0)),))
+    kept = Call(_ATEN.scatter.value, (zeros, -1, _top(best, "topk_group"), 1.0))
+    return Call(_ATEN.flatten.using_ints, (Call(_ATEN.mul.Tensor, (groups, _unsqueezed(kept))), -2))
+
+
+def _unsqueezed(x: Any) -> Call:
+    return Call(_ATEN.unsqueeze.default, (x, Var("inner")))
+
+
+def pattern(grouped: bool, normalize: bool) -> Call:
+    """The expert weights; the ids hang on the same sort node, captured as ``sorted``."""
+    order = _sorted(_scores(grouped))
+    order = Call(order.target, order.args, order.kwargs, name="sorted")
+    top = _top(item(order, 0), "top_k")
+    if normalize:
+        total = Call(_ATEN.sum.dim_IntList, (top, [-1], True))
+        return Call(_ATEN.div.Tensor, (top, Call(_ATEN.add.Tensor, (total, 1e-20))))
+    return Call(_ATEN.mul.Tensor, (top, Var("scale", lambda v: isinstance(v, float), "a number")))
+
+
+@register
+class Gate(Pass):
+    """softmax(x W^T) over all experts, optional group limit (scores outside the best groups become 0),
+    stable descending sort, first k, then either scaled or renormalised -> gate(x, w, ...): (ids, weights)."""
+
+    name = "gate"
+    requires = ("canonicalise",)
+
+    def expected(self, config: ModelConfig, phase: str) -> int:
+        return sum(config.is_moe(i) for i in range(config.num_hidden_layers))
+
+    def apply(self, program: Program) -> Outcome:
+        c = program.config
+        normalize = c.norm_topk_prob and c.num_experts_per_tok > 1
+        wanted = pattern(c.grouped, normalize)
+        matches, miss = find(program, wanted, wanted.target)
+        count = 0
+        for m in matches:
+            ids = _ids(m["sorted"], m["top_k"])
+            if ids is None:
+                continue
+            groups = (m["n_group"], m["topk_group"]) if c.grouped else (1, 1)
+            scale = 1.0 if normalize else m["scale"]
+            args = (m["x"], m["w"], m["top_k"], *groups, scale, normalize)
+            node = call(program, m["sorted"], torch.ops.dsv2.gate.default, *args)
+            replace(ids, take(program, m["sorted"], node, 0))
+            replace(m.root, take(program, m["sorted"], node, 1))
+            count += 1
+        sweep(program)
+        return Outcome(count, miss=miss)
+
+
+def _ids(order: Any, top_k: int) -> Any:
+    """The first k indices of the sort, if the graph takes them."""
+    for indices in order.users:
+        if indices.args[1] == 1:
+            for top in indices.users:
+                if top.target is _ATEN.slice.Tensor and top.args[2:] == (0, top_k):
+                    return top
+    return None

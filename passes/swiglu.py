@@ -1,0 +1,33 @@
+"""silu(gate) * up on the halves of one projection as one operator."""
+
+from __future__ import annotations
+
+import torch
+
+from dsv2_compile.config import ModelConfig
+from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
+from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.program import Program
+
+_ATEN = torch.ops.aten
+_HALVES = Call(_ATEN.split_with_sizes.default, (Var("gate_up"), Var("sizes"), -1))
+PATTERN = Call(_ATEN.mul.Tensor, (Call(_ATEN.silu.default, (item(_HALVES, 0),)), item(_HALVES, 1)))
+
+
+@register
+class SwiGlu(Pass):
+    """silu(h[:I]) * h[I:] -> swiglu(h): the dense MLPs and the shared experts."""
+
+    name = "swiglu"
+    requires = ("merge_projections",)
+
+    def expected(self, config: ModelConfig, phase: str) -> int:
+        layers = range(config.num_hidden_layers)
+        return sum(not config.is_moe(i) or config.n_shared_experts > 0 for i in layers)
+
+    def apply(self, program: Program) -> Outcome:
+        matches, miss = find(program, PATTERN, _ATEN.mul.Tensor)
+        for m in matches:
+            replace(m.root, call(program, m.root, torch.ops.dsv2.swiglu.default, m["gate_up"]))
+        sweep(program)
+        return Outcome(len(matches), miss=miss)
