@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 import sympy
 import torch
@@ -11,8 +12,8 @@ from torch import fx
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import UsageError
 from dsv2_compile.kernels.dialect import OPS, Cost
-from dsv2_compile.passes.core import Outcome, Pass, aten, call, register, replace, split, sweep, weight
-from dsv2_compile.passes.match import Call, Match, Var, match
+from dsv2_compile.passes.core import Outcome, Pass, aten, call, register, replace, rewrite, split, weight
+from dsv2_compile.passes.match import Call, Match, Var
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.targets import TARGETS, Target
 from dsv2_compile.weights import Concat, HeadMatmul, Recipe, Reshape, Slice, Transpose
@@ -62,28 +63,24 @@ class Absorb(Pass):
         return config.num_hidden_layers
 
     def apply(self, program: Program) -> Outcome:
-        matches = []
-        miss = None
-        for node in list(program.nodes(_ATEN.linear.default)):
-            got = match(PATTERN, node)
-            if isinstance(got, Match):
-                matches.append(got)
-            elif miss is None or got.size > miss.size:
-                miss = got
-        if not matches:
-            return Outcome(0, miss=miss)
         workload = WORKLOADS[program.phase]
-        times = {form: self._seconds(program, matches[0], form, workload) for form in FORMS}
+        form, reason = "", ""
+
+        def change(m: Match) -> None:
+            nonlocal form, reason
+            if not form:  # every layer has the same sizes: decide once
+                form, reason = self._decide(program, m, workload)
+                program.notes["mla_form"] = form
+            _REWRITES[form](program, m, m["w_kv"].target.removesuffix(".kv_b_proj.weight"))
+
+        return replace_fields(rewrite(program, PATTERN, change), reason=reason)
+
+    def _decide(self, program: Program, m: Match, workload: Workload) -> tuple[str, str]:
+        times = {form: self._seconds(program, m, form, workload) for form in FORMS}
         form = self.forms.get(program.phase) or min(times, key=lambda f: times[f])
-        program.notes["mla_form"] = form
-        if form != "expanded":
-            for layer, m in enumerate(matches):
-                _REWRITES[form](program, m, f"model.layers.{layer}.self_attn")
-            sweep(program)
         by = "asked for" if program.phase in self.forms else "cheapest"
         bounds = ", ".join(f"{f} {t * 1e6:.3g} us" for f, t in times.items())
-        reason = f"{form}, {by}: {bounds} per layer at {workload} on {self.target.name}"
-        return Outcome(len(matches), reason, miss=miss)
+        return form, f"{form}, {by}: {bounds} per layer at {workload} on {self.target.name}"
 
     def _seconds(self, program: Program, m: Match, form: str, workload: Workload) -> float:
         sizes = {sympy.Symbol(k, integer=True, nonnegative=True): v for k, v in vars(workload).items()}
@@ -180,7 +177,11 @@ def _merged(program: Program, m: Match, prefix: str) -> None:
     replace(m.root, aten(program, m.root, _ATEN.linear.default, m.root.meta["spec"], out, wo))
 
 
-_REWRITES = {"absorbed": _absorbed, "merged": _merged}
+def _expanded(program: Program, m: Match, prefix: str) -> None:
+    """What the reference writes; nothing to do."""
+
+
+_REWRITES = {"expanded": _expanded, "absorbed": _absorbed, "merged": _merged}
 
 
 def check_forms(forms: dict[str, str]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
-from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
+from dsv2_compile.passes.match import Call, Match, Var, item
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
@@ -55,9 +55,8 @@ class Attention(Pass):
         return config.num_hidden_layers
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, pattern(program.phase == "decode"), _ATEN.einsum.default)
-        for m in matches:
+        def change(m: Match) -> None:
             args = (m["q"], m["cache"], m["rows"], m["w_kv"], m["past"], m["scale"], m["nope_v"][1])
             replace(m.root, call(program, m.root, torch.ops.dsv2.mla_expanded.default, *args))
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, pattern(program.phase == "decode"), change)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
-from dsv2_compile.passes.match import Call, Var
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
+from dsv2_compile.passes.match import Call, Match, Var
 from dsv2_compile.passes.rope import halves, rotated
 from dsv2_compile.program import Program
 
@@ -28,9 +28,8 @@ class CacheRows(Pass):
         return config.num_hidden_layers
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, ROWS, _ATEN.cat.default)
-        for m in matches:
+        def change(m: Match) -> None:
             args = (m["kv"], m["weight"], m["cos"], m["sin"], m["eps"])
             replace(m.root, call(program, m.root, _DSV2.latent_rope.default, *args))
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, ROWS, change)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import PassError
 from dsv2_compile.kernels import ops  # noqa: F401 - registers the dialect
 from dsv2_compile.kernels.dialect import OPS
-from dsv2_compile.passes.match import Match, Miss, match
+from dsv2_compile.passes.match import Call, Match, Miss, match
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.weights import Recipe
 
@@ -80,17 +80,22 @@ def register(cls: type[Pass]) -> type[Pass]:
     return cls
 
 
-def find(program: Program, pattern: Any, anchor: Any) -> tuple[list[Match], Miss | None]:
-    """Every match anchored at a call of ``anchor``, in order, and the nearest miss."""
-    matches: list[Match] = []
+def rewrite(program: Program, pattern: Call, change: Callable[[Match], None]) -> Outcome:
+    """Match ``pattern`` at every call of its operator, in order, and ``change`` each match at once.
+
+    Matching and changing take turns, so a match never holds a node that an earlier change replaced.
+    """
+    count = 0
     nearest: Miss | None = None
-    for node in list(program.nodes(anchor)):
+    for node in list(program.nodes(pattern.target)):
         got = match(pattern, node)
         if isinstance(got, Match):
-            matches.append(got)
+            change(got)
+            count += 1
         elif nearest is None or got.size > nearest.size:
             nearest = got
-    return matches, nearest
+    sweep(program)
+    return Outcome(count, miss=nearest)
 
 
 def specs_of(value: Any) -> Any:

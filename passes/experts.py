@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
-from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
+from dsv2_compile.passes.match import Call, Match, Var, item
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
@@ -37,9 +37,8 @@ class Experts(Pass):
         return sum(config.is_moe(i) for i in range(config.num_hidden_layers))
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, PATTERN, _ATEN.sum.dim_IntList)
-        for m in matches:
+        def change(m: Match) -> None:
             args = (m["x"], m["ids"], m["weights"], m["gate_up"], m["down"])
             replace(m.root, call(program, m.root, torch.ops.dsv2.experts.default, *args))
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, PATTERN, change)

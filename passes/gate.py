@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep, take
-from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.errors import PassError
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite, take
+from dsv2_compile.passes.match import Call, Match, Var, item
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
@@ -63,29 +65,25 @@ class Gate(Pass):
     def apply(self, program: Program) -> Outcome:
         c = program.config
         normalize = c.norm_topk_prob and c.num_experts_per_tok > 1
-        wanted = pattern(c.grouped, normalize)
-        matches, miss = find(program, wanted, wanted.target)
-        count = 0
-        for m in matches:
-            ids = _ids(m["sorted"], m["top_k"])
-            if ids is None:
-                continue
+
+        def change(m: Match) -> None:
             groups = (m["n_group"], m["topk_group"]) if c.grouped else (1, 1)
             scale = 1.0 if normalize else m["scale"]
             args = (m["x"], m["w"], m["top_k"], *groups, scale, normalize)
             node = call(program, m["sorted"], torch.ops.dsv2.gate.default, *args)
-            replace(ids, take(program, m["sorted"], node, 0))
+            replace(_ids(m["sorted"], m["top_k"]), take(program, m["sorted"], node, 0))
             replace(m.root, take(program, m["sorted"], node, 1))
-            count += 1
-        sweep(program)
-        return Outcome(count, miss=miss)
+
+        return rewrite(program, pattern(c.grouped, normalize), change)
 
 
-def _ids(order: Any, top_k: int) -> Any:
-    """The first k indices of the sort, if the graph takes them."""
+def _ids(order: fx.Node, top_k: int) -> fx.Node:
+    """The first k indices of the sort."""
     for indices in order.users:
-        if indices.args[1] == 1:
-            for top in indices.users:
-                if top.target is _ATEN.slice.Tensor and top.args[2:] == (0, top_k):
-                    return top
-    return None
+        for top in indices.users if indices.args[1] == 1 else ():
+            if top.target is _ATEN.slice.Tensor and top.args[2:] == (0, top_k):
+                return top
+    raise PassError(
+        f"{order.name} sorts router scores but no one takes its first {top_k} indices",
+        "the graph was not exported from this reference, or an earlier pass changed it",
+    )

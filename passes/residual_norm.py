@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep, take
-from dsv2_compile.passes.match import Call, Var
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite, take
+from dsv2_compile.passes.match import Call, Match, Var
 from dsv2_compile.program import Program
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
@@ -28,12 +28,11 @@ class ResidualNorm(Pass):
         return 2 * config.num_hidden_layers - 1
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, PATTERN, _DSV2.rms_norm.default)
-        for m in matches:
+        def change(m: Match) -> None:
             at = m["total"]
             node = call(program, at, _DSV2.add_rms_norm.default, m["x"], m["residual"], m["weight"], m["eps"])
             normed, total = take(program, at, node, 0), take(program, at, node, 1)
             replace(m.root, normed)
             replace(at, total)
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, PATTERN, change)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
-from dsv2_compile.passes.match import Call, Var
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
+from dsv2_compile.passes.match import Call, Match, Var
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
@@ -48,8 +48,7 @@ class RmsNorm(Pass):
         return config.num_hidden_layers * (3 if config.q_lora_rank is None else 4) + 1
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, PATTERN, _ATEN.mul.Tensor)
-        for m in matches:
+        def change(m: Match) -> None:
             replace(m.root, call(program, m.root, torch.ops.dsv2.rms_norm.default, m["x"], m["weight"], m["eps"]))
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, PATTERN, change)

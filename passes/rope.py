@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
-from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
+from dsv2_compile.passes.match import Call, Match, Var, item
 from dsv2_compile.program import Program
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
@@ -56,8 +56,7 @@ class Rope(Pass):
         return config.num_hidden_layers
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, QUERY, _ATEN.cat.default)
-        for m in matches:
+        def change(m: Match) -> None:
             replace(m.root, call(program, m.root, _DSV2.rope.default, m["q"], m["cos"], m["sin"], m["sizes"][0]))
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, QUERY, change)

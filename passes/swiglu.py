@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.passes.core import Outcome, Pass, call, find, register, replace, sweep
-from dsv2_compile.passes.match import Call, Var, item
+from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
+from dsv2_compile.passes.match import Call, Match, Var, item
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
@@ -26,8 +26,7 @@ class SwiGlu(Pass):
         return sum(not config.is_moe(i) or config.n_shared_experts > 0 for i in layers)
 
     def apply(self, program: Program) -> Outcome:
-        matches, miss = find(program, PATTERN, _ATEN.mul.Tensor)
-        for m in matches:
+        def change(m: Match) -> None:
             replace(m.root, call(program, m.root, torch.ops.dsv2.swiglu.default, m["gate_up"]))
-        sweep(program)
-        return Outcome(len(matches), miss=miss)
+
+        return rewrite(program, PATTERN, change)

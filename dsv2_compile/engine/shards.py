@@ -96,7 +96,7 @@ def write_shard(
         for piece in recipe.pieces(source, dtype):
             if piece.dtype != dtype:
                 raise ValueError(f"weight {name}: a piece is {piece.dtype}, expected {dtype}")
-            data = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            data = piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
             left -= len(data)
             if left < 0:
                 break

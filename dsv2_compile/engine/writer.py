@@ -85,12 +85,11 @@ class EngineWriter:
     def add_file(self, rel: str, path: str | Path) -> None:
         """Copy ``path`` unchanged; ModelError if it cannot be read."""
         try:
-            source = open(path, "rb")
-        except OSError as e:
+            with open(path, "rb") as source, HashedFile(self.stage / rel) as f:
+                while block := source.read(_COPY_BLOCK):
+                    f.write(block)
+        except OSError as e:  # of the source: what concerns the copy is a Dsv2Error already
             raise ModelError(f"Cannot read {path}: {e.strerror}.", "Check the input files.") from e
-        with source, HashedFile(self.stage / rel) as f:
-            while block := source.read(_COPY_BLOCK):
-                f.write(block)
         self.files[rel] = f.entry
 
     def write_weights(

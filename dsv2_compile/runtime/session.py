@@ -1,0 +1,190 @@
+"""Sequences in flight: which slot holds how many tokens, and the calls that add to them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dsv2_compile.errors import NumericError, UsageError
+from dsv2_compile.runtime import arguments
+from dsv2_compile.runtime.arguments import Ints
+from dsv2_compile.runtime.cache import Cache
+
+if TYPE_CHECKING:
+    from dsv2_compile.runtime.engine import Engine
+
+Logits = NDArray[np.float32]
+Slots = ArrayLike | None
+
+CHUNK_TOKENS = 512
+"""Most new tokens of a row in one program call."""
+
+SCORE_BYTES = 256 << 20
+"""Most memory for one layer's attention scores, batch x heads x new x (cached + new) x 4 bytes."""
+
+_FREE = -1
+
+
+class Session:
+    """``max_batch`` slots of up to ``max_tokens`` positions. Opened by `Engine.session`.
+
+    A slot is one sequence's place in the cache; ``slots=None`` means slots 0..B-1. Calls from several
+    threads wait for each other. A call that is refused (UsageError) changes nothing. A call that
+    fails on the way leaves the sequences as they were; only `prefill`, which starts by discarding
+    what its slots held, leaves those free.
+    """
+
+    def __init__(self, engine: Engine, max_batch: int, max_tokens: int) -> None:
+        self._engine, self.max_batch, self.max_tokens = engine, max_batch, max_tokens
+        self._config = engine.config
+        self._lock = threading.Lock()
+        self._lengths = np.full(max_batch, _FREE, np.int64)
+        self._closed = False
+        self._cache = Cache(self._config.num_hidden_layers, max_batch, max_tokens, self._config.cache_dim)
+
+    def prefill(self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> Logits:
+        """Start sequences: tokens int [B, S], padded on the right, lengths int [B] -> logits [B, V].
+
+        Logits are of each row's last valid token. What a slot held before is discarded.
+        """
+        with self._use():
+            ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
+            chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
+            past = np.zeros_like(counts)
+            self._require_room(past, counts)
+            self._release(chosen)
+            return self._append("prefill", ids, counts, chosen, past)
+
+    def extend(self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> Logits:
+        """Add tokens to sequences already there; arguments and result as for `prefill`."""
+        with self._use():
+            ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
+            chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
+            past = self._require_live(chosen)
+            self._require_room(past, counts)
+            return self._append("prefill", ids, counts, chosen, past)
+
+    def decode(self, tokens: ArrayLike, slots: Slots = None) -> Logits:
+        """Add one token to each sequence: tokens int [B] -> logits [B, V]."""
+        with self._use():
+            ids = arguments.integers("tokens", tokens, 1)[:, None]
+            arguments.vocabulary(ids, self._config.vocab_size)
+            chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
+            past, ones = self._require_live(chosen), np.ones(len(ids), np.int64)
+            self._require_room(past, ones)
+            return self._append("decode", ids, ones, chosen, past)
+
+    def free(self, slots: Slots = None) -> None:
+        """End the sequences in ``slots``; None ends all. A slot that holds none is a UsageError."""
+        with self._use():
+            if slots is None:
+                chosen = np.flatnonzero(self._lengths != _FREE)
+            else:
+                chosen = arguments.slot_numbers(slots, None, self.max_batch)
+                self._require_live(chosen)
+            self._release(chosen)
+
+    def length(self, slot: int) -> int:
+        """Cached positions of the sequence in ``slot``."""
+        with self._use():
+            return int(self._require_live(arguments.slot_numbers([slot], None, self.max_batch))[0])
+
+    def close(self) -> None:
+        """Give the cache back; every later call but this one is a UsageError."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                del self._cache
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise UsageError("The session is closed.", "Open a new one with engine.session().")
+            yield
+
+    def _require_live(self, slots: Ints) -> Ints:
+        past = self._lengths[slots]
+        if (past == _FREE).any():
+            raise UsageError(f"Slot {int(slots[past == _FREE][0])} holds no sequence.", "Call prefill for it first.")
+        return past
+
+    def _require_room(self, past: Ints, counts: Ints) -> None:
+        if (past + counts).max() > self.max_tokens:
+            row = int((past + counts).argmax())
+            raise UsageError(
+                f"Row {row} has {past[row]} tokens cached and {counts[row]} new, the session holds {self.max_tokens}.",
+                "Open the session with a larger max_tokens, or shorten the input.",
+            )
+
+    def _release(self, slots: Ints) -> None:
+        self._lengths[slots] = _FREE
+        if (self._lengths == _FREE).all():
+            self._cache.clear()
+
+    def _append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Logits:
+        """Run the program over ids [B, S] in chunks; a row is in a call only while it has tokens left.
+
+        So a finished row keeps its logits and cache, and every length a program sees is at least 1.
+        """
+        logits = np.empty((len(ids), self._config.vocab_size), np.float32)
+        done = np.zeros_like(counts)
+        order = np.argsort(slots)
+        while len(active := order[done[order] < counts[order]]):
+            for rows in _consecutive(active, slots):
+                here, left = past[rows] + done[rows], counts[rows] - done[rows]
+                width = self._chunk(here, left)
+                take = np.minimum(left, width)
+                new = _columns(ids[rows], done[rows], take, width)
+                logits[rows] = self._call(phase, new, here, take, int(slots[rows[0]]))
+                done[rows] += take
+        self._lengths[slots] = past + counts
+        return logits
+
+    def _call(self, phase: str, ids: Ints, past: Ints, lengths: Ints, first: int) -> Logits:
+        program = self._engine.program(phase)
+        logits, rows = program.run(ids, past, lengths, self._cache.views(first, past))
+        valid = np.arange(ids.shape[1])[None] < lengths[:, None]
+        if np.isnan(logits).any() or np.isnan(rows[:, valid]).any():
+            raise NumericError(
+                f"{phase} gave NaN for slots {first}..{first + len(ids) - 1}.",
+                "Check the engine with dsv2-compile verify; the weights may overflow its dtype.",
+            )
+        self._cache.store(first, past, lengths, rows)
+        return logits
+
+    def _chunk(self, past: Ints, left: Ints) -> int:
+        """New tokens per row for the next call, padding included.
+
+        No padded position may pass the last one of the rotary table, max_seq_len - 1.
+        """
+        context = self._cache.context(past)
+        budget = SCORE_BYTES / (4 * len(past) * self._config.num_attention_heads)
+        affordable = int((math.sqrt(context * context + 4 * budget) - context) / 2)
+        room = int((self._engine.max_seq_len - past).min())
+        return max(1, min(CHUNK_TOKENS, affordable, room, int(left.max())))
+
+
+def _consecutive(rows: Ints, slots: Ints) -> list[Ints]:
+    """Split ``rows``, which are in the order of their slots, where the slot numbers have a gap."""
+    return np.split(rows, np.flatnonzero(np.diff(slots[rows]) != 1) + 1)
+
+
+def _columns(ids: Ints, start: Ints, take: Ints, width: int) -> Ints:
+    """Row b's tokens start[b]..start[b]+take[b]-1, padded with token 0 to ``width``."""
+    column = np.arange(width)[None]
+    at = np.minimum(start[:, None] + column, ids.shape[1] - 1)
+    return np.where(column < take[:, None], np.take_along_axis(ids, at, 1), 0)
