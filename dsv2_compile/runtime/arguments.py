@@ -10,7 +10,7 @@ from dsv2_compile.errors import UsageError
 Ints = NDArray[np.int64]
 
 
-def integers(name: str, value: ArrayLike, ndim: int) -> Ints:
+def integers(name: str, value: ArrayLike | None, ndim: int) -> Ints:
     """``value`` as a new int64 array with ``ndim`` dims, not empty."""
     try:
         array = np.asarray(value)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def start(engine: Engine, prompts: Prompts, max_new_tokens: int, sampling: Sampl
     return Generation(_steps(engine, sequences, max_new_tokens, sampling), len(sequences))
 
 
-def _ids(engine: Engine, prompt: str | Sequence[int] | object, text: Text | None) -> list[int]:
+def _ids(engine: Engine, prompt: Any, text: Text | None) -> list[int]:
     encoded = text.encode(prompt) if isinstance(prompt, str) and text else prompt
     ids: list[int] = arguments.integers("prompt", encoded, 1).tolist()
     if len(ids) > engine.max_seq_len:

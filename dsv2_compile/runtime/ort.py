@@ -17,6 +17,7 @@ BACKEND = "onnxruntime"
 OPTIONS = frozenset(
     {
         "session.disable_prepacking",
+        "session.force_spinning_stop",
         "session.intra_op.allow_spinning",
         "session.set_denormal_as_zero",
         "session.use_device_allocator_for_initializers",

@@ -20,9 +20,16 @@ from torch import Tensor
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.kernels.dialect import upcast
 from dsv2_compile.model import reference
+from dsv2_compile.verify.plan import Plan, synthetic
 from dsv2_compile.weights import Recipe, Stack, TensorSource
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress display."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +49,20 @@ class Trace:
 def run(
     config: ModelConfig,
     source: TensorSource,
-    sequences: Sequence[Sequence[int]],
-    probes: Sequence[int],
+    plan: Plan,
     dtype: torch.dtype,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Trace:
-    """``probes``: flat positions (0..N-1) whose logits are wanted. ``progress(what, done, total)`` per layer."""
-    table = reference.LazyWeights(source, config, dtype, max(map(len, sequences)))
-    states, contexts = _embed(table, sequences)
+    """The sequences of ``plan``; ``progress(what, done, total)`` is called after every layer."""
+    positions = max(past + n for past, n in zip(plan.past, plan.lengths, strict=True))
+    table = reference.LazyWeights(source, config, dtype, positions)
+    states, contexts = _embed(table, plan)
     rows, router = [], {}
     for i in range(config.num_hidden_layers):
         w = _dense_part(table, i)
         experts = [table.table[f"model.layers.{i}.{name}"] for name in EXPERTS] if config.is_moe(i) else None
-        out = [_layer(config, w, x, ctx) for x, ctx in zip(states, contexts, strict=True)]
+        caches = [torch.from_numpy(synthetic(config, i, past)).to(dtype)[None] for past in plan.past]
+        out = [_attend(config, w, x, cache, ctx) for x, cache, ctx in zip(states, caches, contexts, strict=True)]
         rows.append(torch.cat([new for _, _, new in out], 1)[0])
         flat = torch.cat([y for _, y, _ in out], 1)
         if experts is None:
@@ -66,26 +74,22 @@ def run(
             added = _routed(source, experts, dtype, flat[0], ids[0], weights[0])[None]
             if config.n_shared_experts:
                 added = added + reference.mlp(w, "mlp.shared_experts", flat)
-        parts = added.split([x.shape[1] for x in states], 1)
+        parts = added.split(plan.lengths, 1)
         states = [x + part for (x, _, _), part in zip(out, parts, strict=True)]
-        if progress:
-            progress(f"{str(dtype).removeprefix('torch.')} reference, layers", i + 1, config.num_hidden_layers)
-    probed = torch.cat(states, 1)[0, torch.tensor(probes)]
+        progress(f"{str(dtype).removeprefix('torch.')} reference", i + 1, config.num_hidden_layers)
+    probed = torch.cat(states, 1)[0, torch.tensor(plan.probes)]
     return Trace(_numpy(torch.stack(rows)), _numpy(reference.head(config, table, probed)), router)
 
 
-def _embed(
-    table: reference.LazyWeights, sequences: Sequence[Sequence[int]]
-) -> tuple[list[Tensor], list[reference.Context]]:
+def _embed(table: reference.LazyWeights, plan: Plan) -> tuple[list[Tensor], list[reference.Context]]:
     """Hidden states [1, S, D] and contexts by sequence, reading only the embeddings that occur."""
-    names, inverse = torch.unique(torch.tensor([t for s in sequences for t in s]), return_inverse=True)
+    names, inverse = torch.unique(torch.tensor([t for s in plan.tokens for t in s]), return_inverse=True)
     raw = table.source.tensor("model.embed_tokens.weight")
-    weights = {k: table[k] for k in ("rope.cos", "rope.sin")} | {
-        "model.embed_tokens.weight": raw[names].to(table.dtype)
-    }
-    past = torch.zeros(1, dtype=torch.int64)
+    weights = {k: table[k] for k in ("rope.cos", "rope.sin")}
+    weights["model.embed_tokens.weight"] = raw[names].to(table.dtype)
     pairs = [
-        reference.embed(weights, part[None], past, 0) for part in inverse.split([len(s) for s in sequences])
+        reference.embed(weights, ids[None], torch.tensor([past]), past)
+        for ids, past in zip(inverse.split(plan.lengths), plan.past, strict=True)
     ]
     return [x for x, _ in pairs], [ctx for _, ctx in pairs]
 
@@ -95,13 +99,12 @@ def _dense_part(table: reference.LazyWeights, layer: int) -> dict[str, Tensor]:
     return {name: view[name] for name in view if name not in EXPERTS}
 
 
-def _layer(
-    config: ModelConfig, w: dict[str, Tensor], x: Tensor, ctx: reference.Context
+def _attend(
+    config: ModelConfig, w: dict[str, Tensor], x: Tensor, cache: Tensor, ctx: reference.Context
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The attention half of a layer: -> residual stream, input of the MLP, cache rows."""
-    empty = x.new_zeros(1, 0, config.cache_dim)
     normed = reference.rms_norm(x, w["input_layernorm.weight"], config.rms_norm_eps)
-    attn, rows = reference.attention(config, w, normed, empty, ctx)
+    attn, rows = reference.attention(config, w, normed, cache, ctx)
     x = x + attn
     return x, reference.rms_norm(x, w["post_attention_layernorm.weight"], config.rms_norm_eps), rows
 

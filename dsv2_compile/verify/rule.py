@@ -23,7 +23,7 @@ from dsv2_compile.verify.metrics import Errors
 FACTOR = 1.5
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 ROW_ROUNDINGS = 5
-"""From hidden state to cache rows: norm, its product with the weight, projection, latent norm, rotation."""
+"""From hidden state to cache rows: norm, its product with the weight, projection, latent norm, its product."""
 ATTENTION_ROUNDINGS = 11
 """Per layer: query projection, rotation, absorbed key and value weights, query in latent space, scores,
 softmax, context, values, output projection, residual sum."""

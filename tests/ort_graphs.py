@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,6 @@ class Graph:
         return node
 
     def parts(self, node: fx.Node, count: int) -> list[fx.Node]:
-        import operator
-
         taken = []
         for i in range(count):
             taken.append(self.graph.call_function(operator.getitem, (node, i)))
@@ -94,14 +94,16 @@ def random_leaves(program: Program, seed: int = 0, **given: torch.Tensor) -> Lea
     generator = torch.Generator().manual_seed(seed)
     leaves = Leaves({k: v.double() for k, v in given.items()})
 
-    def visit(recipe: Any) -> None:
+    def visit(recipe: Recipe) -> None:
         if isinstance(recipe, Source):
             if recipe.name not in leaves:
                 x = torch.randn(recipe.shape, generator=generator) / max(1, recipe.shape[-1]) ** 0.5
                 leaves[recipe.name] = x.double()
         else:
-            for child in getattr(recipe, "parts", None) or [recipe.of]:
-                visit(child)
+            for value in vars(recipe).values():
+                for child in value if isinstance(value, tuple) else [value]:
+                    if isinstance(child, Recipe):
+                        visit(child)
 
     for recipe in program.weights.recipes.values():
         visit(recipe)
@@ -117,8 +119,6 @@ def save_engine(lowered: Lowered, leaves: Leaves, folder: Path) -> Path:
         save_file(tensors, file)
         data = file.read_bytes()
         start = 8 + int.from_bytes(data[:8], "little")
-        import json
-
         for name, entry in json.loads(data[8:start]).items():
             low, high = entry["data_offsets"]
             placement[name] = Placement(file.name, start + low, high - low, "float32", tuple(entry["shape"]))
