@@ -13,7 +13,7 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import UsageError
 from dsv2_compile.kernels.dialect import OPS, Cost
 from dsv2_compile.passes.core import Outcome, Pass, aten, call, register, replace, rewrite, split, weight
-from dsv2_compile.passes.match import Call, Match, Var
+from dsv2_compile.passes.match import Call, Match, Var, weight_node
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.targets import TARGETS, Target
 from dsv2_compile.weights import Concat, HeadMatmul, Recipe, Reshape, Slice, Transpose
@@ -21,14 +21,14 @@ from dsv2_compile.weights import Concat, HeadMatmul, Recipe, Reshape, Slice, Tra
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
 FORMS = ("expanded", "absorbed", "merged")
 
-_Q = Call(_ATEN.view.default, (Call(_ATEN.linear.default, (Var("x"), Var("w_q"))), Var("q_shape")))
+_Q = Call(_ATEN.view.default, (Call(_ATEN.linear.default, (Var("x"), weight_node("w_q"))), Var("q_shape")))
 _ROPE = Call(_DSV2.rope.default, (_Q, Var("cos"), Var("sin"), Var("nope")))
 _MLA = Call(
     _DSV2.mla_expanded.default,
-    (_ROPE, Var("cache"), Var("rows"), Var("w_kv"), Var("past"), Var("scale"), Var("v_dim")),
+    (_ROPE, Var("cache"), Var("rows"), weight_node("w_kv"), Var("past"), Var("scale"), Var("v_dim")),
     name="attention",
 )
-PATTERN = Call(_ATEN.linear.default, (Call(_ATEN.flatten.using_ints, (_MLA, -2)), Var("w_o")))
+PATTERN = Call(_ATEN.linear.default, (Call(_ATEN.flatten.using_ints, (_MLA, -2)), weight_node("w_o")))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ import torch
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
-from dsv2_compile.passes.match import Call, Match, Var, item
-from dsv2_compile.program import Program
+from dsv2_compile.passes.match import Call, Match, Var, item, two
+from dsv2_compile.program import CONTEXT, Program
 
 _ATEN = torch.ops.aten
 
 
 def _visible(decode: bool) -> Call:
     """cached position j < past, new position t <= s; the only mask the operator means."""
-    batch, tokens, context = Var("batch"), (1 if decode else Var("tokens")), Var("context")
+    batch, tokens = Var("batch"), (1 if decode else Var("tokens"))
+    context = Var("context", lambda n: getattr(n, "meta", {}).get("sym") == CONTEXT, "the size context")
     old = Call(_ATEN.lt.Tensor, (Call(_ATEN.arange.default, (context,)), _per(Var("past"), 1)))
     old = Call(_ATEN.expand.default, (_per(old, 1), [batch, tokens, context]))
     ones = Call(_ATEN.ones.default, ([tokens, tokens],), {"dtype": torch.bool})
@@ -29,11 +30,13 @@ def _per(x: Any, axis: int) -> Call:
 
 
 def pattern(decode: bool) -> Call:
-    kv = Call(_ATEN.cat.default, ([Var("cache"), Var("rows")], 1))
-    parts = Call(_ATEN.split_with_sizes.default, (kv, Var("latent_rope"), -1))
+    # the operator hides the positions of its cache that the mask hides: the two must be the same ones
+    cache = Var("cache", lambda n: n.meta["spec"].shape[1] == CONTEXT, "[batch, context, ...]")
+    kv = Call(_ATEN.cat.default, ([cache, Var("rows")], 1))
+    parts = Call(_ATEN.split_with_sizes.default, (kv, two("latent_rope"), -1))
     up = Call(_ATEN.linear.default, (item(parts, 0), Var("w_kv")))
     up = Call(_ATEN.view.default, (up, [Var("batch"), Var("total"), Var("heads"), -1]))
-    heads = Call(_ATEN.split_with_sizes.default, (up, Var("nope_v"), -1))
+    heads = Call(_ATEN.split_with_sizes.default, (up, two("nope_v"), -1))
     k_pe = Call(_ATEN.expand.default, (_per(item(parts, 1), 2), [Var("batch"), Var("total"), Var("heads"), Var("rope")]))
     k = Call(_ATEN.cat.default, ([item(heads, 0), k_pe], -1))
     scores = Call(_ATEN.einsum.default, ("bshd,bthd->bhst", [Var("q"), k]))

@@ -14,7 +14,7 @@ _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
 
 _LATENT, _K_PE = halves("kv")
 _NORM = Call(_DSV2.rms_norm.default, (_LATENT, Var("weight"), Var("eps")))
-ROWS = Call(_ATEN.cat.default, ([_NORM, rotated(_K_PE, Var("cos"), Var("sin"))], -1))
+ROWS = Call(_ATEN.cat.default, ([_NORM, rotated(_K_PE, Var("cos"), Var("sin"), 2)], -1))
 
 
 @register

@@ -32,7 +32,9 @@ def _key(node: fx.Node) -> Any:
         return ("sym", node.meta["sym"])
 
     def frozen(v: Any) -> Any:
-        return tuple(map(frozen, v)) if isinstance(v, (list, tuple)) else (type(v), v)
+        if isinstance(v, (list, tuple)):
+            return tuple(map(frozen, v))
+        return (type(v), repr(v) if isinstance(v, float) else v)  # 0.0 == -0.0, but they are two values
 
     return (node.target, frozen(node.args), tuple((k, frozen(v)) for k, v in sorted(node.kwargs.items())))
 

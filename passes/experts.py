@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
 from dsv2_compile.config import ModelConfig
@@ -16,7 +18,9 @@ _HALVES = Call(_ATEN.chunk.default, (_UP, 2, -1))
 _ACT = Call(_ATEN.mul.Tensor, (Call(_ATEN.silu.default, (item(_HALVES, 0),)), item(_HALVES, 1)))
 _DOWN = Call(_ATEN.einsum.default, ("bsei,edi->bsed", [_ACT, Var("down")]))
 _ZEROS = Call(_ATEN.new_zeros.default, (Var("like"), Var("shape")))
-_DENSE = Call(_ATEN.scatter.src, (_ZEROS, -1, Var("ids"), Var("weights")))
+_GATE = Var("gate", lambda v: getattr(v, "target", None) is torch.ops.dsv2.gate.default, "dsv2.gate")
+_IDS = Call(operator.getitem, (_GATE, 0), name="ids")  # of a gate, so no id stands twice in a row
+_DENSE = Call(_ATEN.scatter.src, (_ZEROS, -1, _IDS, Call(operator.getitem, (_GATE, 1), name="weights")))
 PATTERN = Call(
     _ATEN.sum.dim_IntList, (Call(_ATEN.mul.Tensor, (_DOWN, Call(_ATEN.unsqueeze.default, (_DENSE, 3)))), [-2])
 )

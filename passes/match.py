@@ -27,6 +27,15 @@ class Var:
     what: str = ""
 
 
+def two(name: str) -> Var:
+    """Captures a list of exactly two sizes: a split into two parts, not the first two of several."""
+    return Var(name, lambda v: isinstance(v, (list, tuple)) and len(v) == 2, "two sizes")
+
+
+def weight_node(name: str) -> Var:
+    return Var(name, lambda v: getattr(v, "op", "") == "get_attr", "a weight")
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of ``target`` with exactly these arguments; ``name`` captures the node itself."""

@@ -7,10 +7,12 @@ from torch import fx
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.passes.core import Outcome, Pass, aten, register, replace, split, sweep, weight
+from dsv2_compile.passes.match import Call, Match, Miss, Var, match, weight_node
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.weights import Concat
 
 _LINEAR = torch.ops.aten.linear.default
+_PLAIN = Call(_LINEAR, (Var("x"), weight_node("w")))  # no bias
 
 
 def _common_prefix(names: list[str]) -> str:
@@ -36,13 +38,21 @@ class MergeProjections(Pass):
 
     def apply(self, program: Program) -> Outcome:
         by_input: dict[fx.Node, list[fx.Node]] = {}
+        miss: Miss | None = None
         for node in program.nodes(_LINEAR):
-            by_input.setdefault(node.args[0], []).append(node)
+            got = match(_PLAIN, node)
+            if isinstance(got, Match):
+                by_input.setdefault(got["x"], []).append(node)
+            else:
+                miss = got
         groups = [g for g in by_input.values() if len(g) > 1]
+        if miss is None:
+            alone = next((g[0] for g in by_input.values() if len(g) == 1), None)
+            miss = alone and Miss(alone, 1, f"argument 0 of {alone.name}", "read by another linear", str(alone.args[0]))
         for group in groups:
             self._merge(program, group)
         sweep(program)
-        return Outcome(len(groups))
+        return Outcome(len(groups), miss=miss)
 
     @staticmethod
     def _merge(program: Program, group: list[fx.Node]) -> None:

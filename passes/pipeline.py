@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dsv2_compile.errors import PassError
+from dsv2_compile.errors import PassError, UsageError
 from dsv2_compile.kernels.dialect import OPS
 from dsv2_compile.passes.absorb import Absorb
 from dsv2_compile.passes.attention import Attention
@@ -68,12 +68,21 @@ def run(program: Program, passes: Sequence[Pass], after: Callable[[Pass, PassRec
         if missing:
             raise PassError(f"{p.name} needs {', '.join(missing)} before it", "put the passes in that order")
         before = len(program.graph.nodes)
-        outcome = p.apply(program)
+        try:
+            outcome = p.apply(program)
+            check_graph(program, p.name)
+        except UsageError:
+            raise
+        except Exception as e:
+            raise PassError(
+                f"pass {p.name} failed in {program.phase}: {e.cause if isinstance(e, PassError) else repr(e)}",
+                e.remedy if isinstance(e, PassError) else "this is a bug of the pass; report it with the config",
+            ) from e
         expected = p.expected(program.config, program.phase)
         if expected is not None and outcome.matches != expected and not outcome.skipped:
             raise PassError(
                 f"pass {p.name} matched {outcome.matches} of {expected} in {program.phase}; "
-                f"{outcome.miss or 'no candidate was found'}",
+                f"{'no candidate was found' if outcome.miss is None else outcome.miss}",
                 "the graph was not exported from this reference, or an earlier pass changed it",
             )
         record = PassRecord(
@@ -87,7 +96,6 @@ def run(program: Program, passes: Sequence[Pass], after: Callable[[Pass, PassRec
             outcome.skipped,
             outcome.reason,
         )
-        check_graph(program, p.name)
         records.append(after(p, record) if after else record)
         done.add(p.name)
     return records

@@ -6,7 +6,7 @@ import torch
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
-from dsv2_compile.passes.match import Call, Match, Var
+from dsv2_compile.passes.match import Call, Match, Var, weight_node
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
@@ -14,7 +14,7 @@ X = Var("x")
 PATTERN = Call(
     _ATEN.mul.Tensor,
     (
-        Var("weight", lambda n: getattr(n, "op", "") == "get_attr", "a weight"),
+        weight_node("weight"),
         Call(
             _ATEN.mul.Tensor,
             (

@@ -8,18 +8,18 @@ import torch
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.passes.core import Outcome, Pass, call, register, replace, rewrite
-from dsv2_compile.passes.match import Call, Match, Var, item
+from dsv2_compile.passes.match import Call, Match, Var, item, two
 from dsv2_compile.program import Program
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
 _END = 2**63 - 1
 
 
-def rotated(x: Any, cos: Any, sin: Any) -> Call:
-    """The interleaved rotation of ``x``, as the reference writes it."""
+def rotated(x: Any, cos: Any, sin: Any, axis: int) -> Call:
+    """The interleaved rotation of ``x`` along ``axis``, its last, as the reference writes it."""
 
     def half(start: int) -> Call:
-        return Call(_ATEN.slice.Tensor, (x, Var("axis"), start, _END, 2))
+        return Call(_ATEN.slice.Tensor, (x, axis, start, _END, 2))
 
     def mul(a: Any, b: Any) -> Call:
         return Call(_ATEN.mul.Tensor, (a, b))
@@ -33,7 +33,7 @@ def rotated(x: Any, cos: Any, sin: Any) -> Call:
 
 
 def halves(x: str) -> tuple[Call, Call]:
-    parts = Call(_ATEN.split_with_sizes.default, (Var(x), Var("sizes"), -1))
+    parts = Call(_ATEN.split_with_sizes.default, (Var(x), two("sizes"), -1))
     return item(parts, 0), item(parts, 1)
 
 
@@ -42,7 +42,7 @@ def _per_head(name: str) -> Call:
 
 
 _Q_NOPE, _Q_PE = halves("q")
-QUERY = Call(_ATEN.cat.default, ([_Q_NOPE, rotated(_Q_PE, _per_head("cos"), _per_head("sin"))], -1))
+QUERY = Call(_ATEN.cat.default, ([_Q_NOPE, rotated(_Q_PE, _per_head("cos"), _per_head("sin"), 3)], -1))
 
 
 @register

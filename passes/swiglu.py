@@ -10,7 +10,8 @@ from dsv2_compile.passes.match import Call, Match, Var, item
 from dsv2_compile.program import Program
 
 _ATEN = torch.ops.aten
-_HALVES = Call(_ATEN.split_with_sizes.default, (Var("gate_up"), Var("sizes"), -1))
+_EQUAL = Var("sizes", lambda v: len(v) == 2 and v[0] == v[1], "two equal sizes")
+_HALVES = Call(_ATEN.split_with_sizes.default, (Var("gate_up"), _EQUAL, -1))
 PATTERN = Call(_ATEN.mul.Tensor, (Call(_ATEN.silu.default, (item(_HALVES, 0),)), item(_HALVES, 1)))
 
 

@@ -27,6 +27,7 @@ from dsv2_compile.weights import Concat, Recipe, Slice, Source, Stack
 
 VOCAB, LAYERS, WIDTH, NAN, EOS = 260, 3, 12, 13, 256
 MAX_SEQ, MAX_BATCH, SHARD_BYTES = 2048, 6, 60_000
+ORIGIN = SourceEntry("toy", None, None)
 
 CONFIG = ModelConfig(
     vocab_size=VOCAB,
@@ -194,7 +195,7 @@ def manifest(**changes: Any) -> Manifest:
         files={},
         max_batch_size=MAX_BATCH,
         max_seq_len=MAX_SEQ,
-        source=SourceEntry("toy", None, None),
+        source=ORIGIN,
     )
     return dataclasses.replace(base, **changes)
 
@@ -204,7 +205,8 @@ def build(
     force: bool = False,
     seed: int = 0,
     source: Any = None,
-    source_entry: SourceEntry = SourceEntry("toy", None, None),
+    source_entry: SourceEntry = ORIGIN,
+    tokenizer: bool = True,
     **changes: Any,
 ) -> Manifest:
     """Write the toy engine, as a pipeline would: weights, programs, small files, manifest."""
@@ -212,6 +214,7 @@ def build(
         placements = w.write_weights(recipes(), source or ToySource(seed), torch.float32, SHARD_BYTES)
         for phase in ("prefill", "decode"):
             w.add_bytes(f"{phase}.onnx", program(phase, placements).SerializeToString(deterministic=True))
-        w.add_bytes("tokenizer.json", tokenizer_json().encode())
+        if tokenizer:
+            w.add_bytes("tokenizer.json", tokenizer_json().encode())
         w.add_bytes("config.json", b'{"model_type": "deepseek_v2"}\n')
         return w.finish(manifest(source=source_entry, **changes))

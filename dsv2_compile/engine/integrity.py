@@ -77,10 +77,8 @@ def listing(root: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def _kind_problem(info: os.stat_result) -> str:
-    if stat.S_ISLNK(info.st_mode):
-        return "symbolic link"
     if not stat.S_ISREG(info.st_mode):
-        return "not a regular file"
+        return "symbolic link" if stat.S_ISLNK(info.st_mode) else "not a regular file"
     return "hard link: the file has a second name" if info.st_nlink > 1 else ""
 
 

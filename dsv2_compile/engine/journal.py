@@ -27,8 +27,9 @@ class Journal:
         self._shards = {r["file"]: r for r in lines[1:] if "file" in r} if lines[:1] == [self._head] else {}
 
     @property
-    def empty(self) -> bool:
-        return not self._shards
+    def resumable(self) -> bool:
+        """Whether a later build with the same fingerprint can go on from finished shards."""
+        return bool(self._head["fingerprint"] and self._shards)
 
     def start(self) -> None:
         """Write the journal afresh with the shards that are still known."""
@@ -46,19 +47,17 @@ class Journal:
 
     def finished(self, stage: Path, file: str, plan: str) -> FileEntry | None:
         """The entry of shard ``file`` if it was finished for the same ``plan`` and is undamaged on disk."""
-        record = self._shards.get(file, {})
-        if record.get("plan") != plan:
+        record = self._shards.get(file)
+        if record is None:
             return None
         try:
             actual = file_entry(stage / file)
         except OSError:
             return None
-        return (
-            actual if {"sha256": actual.sha256, "bytes": actual.bytes, "plan": plan, "file": file} == record else None
-        )
+        return actual if _record(file, plan, actual) == record else None
 
     def add(self, file: str, plan: str, entry: FileEntry) -> None:
-        record = {"file": file, "plan": plan, "sha256": entry.sha256, "bytes": entry.bytes}
+        record = _record(file, plan, entry)
         with disk(self._path):
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
@@ -67,6 +66,10 @@ class Journal:
             finally:
                 os.close(fd)
         self._shards[file] = record
+
+
+def _record(file: str, plan: str, entry: FileEntry) -> dict[str, Any]:
+    return {"file": file, "plan": plan, "sha256": entry.sha256, "bytes": entry.bytes}
 
 
 def _append(fd: int, record: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ class EngineWriter:
                 _recover(self._work / "old", self.out)
             _refuse_target(self.out, force, inputs)  # again: an engine may have come back
             self._journal = Journal(self._work / "journal", fingerprint)
-            if self._journal.empty:
+            if not self._journal.resumable:
                 shutil.rmtree(self.stage, ignore_errors=True)
             with disk(self.stage):
                 self.stage.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class EngineWriter:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         """Without `finish` the stage is removed, unless a later build can go on from its shards."""
         try:
-            if self._journal.empty:
+            if not self._journal.resumable:
                 shutil.rmtree(self._work, ignore_errors=True)
         finally:
             os.close(self._lock)

@@ -44,7 +44,8 @@ def sample(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Gener
     if sampling.temperature == 0:
         return int(logits.argmax())
     scores = logits.astype(np.float64)
-    scores = (scores - scores.max()) / sampling.temperature
+    with np.errstate(over="ignore"):  # to -inf, whose probability is 0
+        scores = (scores - scores.max()) / sampling.temperature
     order = np.argsort(-scores, kind="stable")  # stable: equal scores keep id order on every platform
     if sampling.top_k:
         order = order[: sampling.top_k]

@@ -158,9 +158,9 @@ class Session:
         program = self._engine.program(phase)
         logits, rows = program.run(ids, past, lengths, self._cache.views(first, past))
         valid = np.arange(ids.shape[1])[None] < lengths[:, None]
-        if np.isnan(logits).any() or np.isnan(rows[:, valid]).any():
+        if not (np.isfinite(logits).all() and np.isfinite(rows[:, valid]).all()):
             raise NumericError(
-                f"{phase} gave NaN for slots {first}..{first + len(ids) - 1}.",
+                f"{phase} gave NaN or infinity for slots {first}..{first + len(ids) - 1}.",
                 "Check the engine with dsv2-compile verify; the weights may overflow its dtype.",
             )
         self._cache.store(first, past, lengths, rows)

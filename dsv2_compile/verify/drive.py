@@ -16,6 +16,7 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import Dsv2Error, NumericError
 from dsv2_compile.runtime.session import Session
 from dsv2_compile.verify.plan import Call, Plan, synthetic
+from dsv2_compile.verify.progress import Progress, silent
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -101,12 +102,15 @@ class _TappedProgram:
         return logits, rows
 
 
-def run_all(engine: EngineLike, plan: Plan, names: Sequence[str]) -> dict[str, list[Recording]]:
+def run_all(
+    engine: EngineLike, plan: Plan, names: Sequence[str], progress: Progress = silent
+) -> dict[str, list[Recording]]:
     """The named paths in one session, one after the other, so that slots are used again; runs by path."""
     out: dict[str, list[Recording]] = {}
     tap = Tap(engine, plan)
     with Session(cast(Any, tap), len(plan.near), max(plan.lengths[b] for b in plan.near)) as session:
-        for name in names:
+        for done, name in enumerate(names):
+            progress("engine paths", done, len(names))
             tap.record = Tap(engine, plan).record
             if name == "far":
                 _run_far(tap, plan)
@@ -119,7 +123,6 @@ def run_all(engine: EngineLike, plan: Plan, names: Sequence[str]) -> dict[str, l
 
 
 def _run(session: Session, tap: Tap, plan: Plan, calls: Sequence[Call]) -> None:
-    """The last slot's sequence is freed first, so that the cache is not cleared between paths."""
     try:
         for call in calls:
             logits = _call(session, plan, call)

@@ -21,10 +21,10 @@ from dsv2_compile.errors import IntegrityError
 from dsv2_compile.verify import plan as plans
 from dsv2_compile.verify.metrics import Array
 from dsv2_compile.verify.plan import Plan
+from dsv2_compile.verify.progress import Progress, silent
 
 if TYPE_CHECKING:
     from dsv2_compile.engine.writer import EngineWriter
-    from dsv2_compile.verify.oracle import Progress
     from dsv2_compile.weights import TensorSource
 
 DATA = "golden/golden.safetensors"
@@ -76,14 +76,14 @@ def make(
     max_batch: int,
     max_tokens: int,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Golden:
     """Run oracle and eager reference for an engine of ``dtype`` and these limits; ``source`` is the checkpoint."""
     return compute(config, source, dtype, plans.make(config, max_batch, max_tokens, seed), progress)
 
 
 def compute(
-    config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, progress: Progress | None = None
+    config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, progress: Progress = silent
 ) -> Golden:
     """The oracle in fp64 for an fp32 engine, else in fp32; eager mode in ``dtype``."""
     import torch
@@ -93,7 +93,7 @@ def compute(
 
     wide = "float64" if dtype == "float32" else "float32"
     exact, eager = (
-        oracle.run(config, source, plan, getattr(torch, d), progress or oracle.silent) for d in (wide, dtype)
+        oracle.run(config, source, plan, getattr(torch, d), progress) for d in (wide, dtype)
     )
     routing = analyse(config, dtype, plan.lengths, exact.router, eager.router)
     counts = {"choices": routing.choices, "unstable": routing.unstable, "flips": routing.flips}

@@ -8,7 +8,7 @@ part of a layer, one expert, and lm_head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +21,10 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.kernels.dialect import upcast
 from dsv2_compile.model import reference
 from dsv2_compile.verify.plan import Plan, synthetic
+from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.weights import Recipe, Stack, TensorSource
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress display."""
-
 
 @dataclass(frozen=True)
 class Trace:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.errors import NumericError
+from dsv2_compile.errors import NumericError, PassError
 from dsv2_compile.evaluate import evaluate
 from dsv2_compile.export import export
 from dsv2_compile.model.layout import checkpoint_tensors
@@ -86,7 +86,13 @@ def check_passes(config: ModelConfig, phase: str, passes: Sequence[Pass], bisect
 
     def after(p: Pass, record: PassRecord) -> PassRecord:
         nonlocal before
-        now = t.outputs()
+        try:
+            now = t.outputs()
+        except Exception as e:
+            raise PassError(
+                f"after pass {p.name} the {phase} graph does not run: {next(iter(str(e).splitlines()), repr(e))}",
+                f"this is a bug of the pass; see {p.name} in the passes",
+            ) from e
         record = replace(record, error=difference(before, now))
         before = now
         assert record.error is not None

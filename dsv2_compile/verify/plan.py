@@ -62,11 +62,12 @@ class Plan:
 
     @cached_property
     def paths(self) -> dict[str, tuple[Call, ...]]:
-        """``batch``: ragged prefill, then decode; ``single``: the first sequence alone, in the last slot;
-        ``chunks``: ragged pieces by prefill and extend, what others decode included; ``far``: new tokens
-        after a long synthetic prefix, by the prefill program and by the decode program."""
+        """``batch``: ragged prefill, then decode; ``reuse``: the shortest sequence in the slot of the longest;
+        ``single``: the longest alone, in the last slot; ``chunks``: ragged pieces by prefill and extend, what
+        others decode included; ``far``: new tokens after a long synthetic prefix, by either program."""
         out = {
             "batch": self._decoded(self.near, self.near),
+            "reuse": self._decoded(self.near[-1:], self.near[:1]),
             "single": self._decoded(self.near[:1], self.near[-1:]),
             "chunks": tuple(self._chunks(self.near)),
         }

@@ -91,7 +91,7 @@ def diagnosis(verdicts: dict[int | None, Verdict], config: ModelConfig) -> tuple
     """
     bad = next((i for i in range(config.num_hidden_layers) if i in verdicts and not verdicts[i].passed), None)
     if bad is None:
-        if verdicts[None].passed:
+        if None not in verdicts or verdicts[None].passed:
             return None
         last = config.num_hidden_layers - 1
         where = f"layer {last} after its cache rows, the final norm or lm_head"

@@ -190,10 +190,10 @@ def _mutate(value: Any, rng: random.Random) -> Any:
     return rng.choice(junk)
 
 
-def test_3000_structural_mutations_give_a_typed_error_and_the_schema_agrees():
+def test_2000_structural_mutations_give_a_typed_error_and_the_schema_agrees():
     rng = random.Random(7)
     original, outcomes = raw(), {"refused": 0, "accepted": 0}
-    for _ in range(3000):
+    for _ in range(2000):
         value = _mutate(original, rng)
         data = sealed(value)
         try:
@@ -210,7 +210,7 @@ def test_3000_structural_mutations_give_a_typed_error_and_the_schema_agrees():
 
 def test_our_schema_checker_and_jsonschema_give_the_same_verdict():
     rng = random.Random(8)
-    for _ in range(1500):
+    for _ in range(500):
         value = _mutate(raw(), rng)
         ours = not list(strictjson.problems(value, manifests.schema(), manifests.schema()))
         theirs = VALIDATOR.is_valid(value)

@@ -54,8 +54,10 @@ def test_weights_are_plain_safetensors_and_placements_point_at_them(tmp_path):
         assert data == expected.numpy().tobytes()
         assert p.shape == tuple(expected.shape)
     assert len({p.file for p in manifest.weights.values()}) == 3
-    assert all(min(q.offset for q in manifest.weights.values() if q.file == p.file) % ALIGNMENT == 0
-               for p in manifest.weights.values())
+    assert all(
+        min(q.offset for q in manifest.weights.values() if q.file == p.file) % ALIGNMENT == 0
+        for p in manifest.weights.values()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -191,7 +193,7 @@ def test_a_stopped_build_goes_on_and_reads_only_what_is_missing(tmp_path):
     assert not (tmp_path / "e").exists()
     again = Counting()
     toy_engine.build(tmp_path / "e", source=again)
-    assert again.read == ["w.0", "w.1", "w.2"]  # the shard that was open, and nothing before it
+    assert again.read == ["k", "w.0", "w.1", "w.2"]  # the shard that was open, and nothing before it
     assert contents(tmp_path / "e") == contents(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "whole"]
 
@@ -233,6 +235,15 @@ def test_another_source_does_not_reuse_the_stage(tmp_path):
     assert len(other.read) == 7
     toy_engine.build(tmp_path / "fresh", seed=1)
     assert contents(tmp_path / "e") == contents(tmp_path / "fresh")
+
+
+def test_changed_recipes_do_not_reuse_a_shard_of_the_same_layout(tmp_path):
+    source = toy_engine.ToySource()
+    shape = (toy_engine.WIDTH, toy_engine.VOCAB)
+    for name in ("w.0", "w.1"):
+        with EngineWriter(tmp_path / "e", fingerprint="same") as w:
+            (file,) = {p.file for p in w.write_weights({"w": Source(name, shape)}, source, torch.float32).values()}
+            assert torch.equal(load_file(w.stage / file)["w"], source.tensor(name))
 
 
 def test_without_a_fingerprint_nothing_is_left_behind(tmp_path):
