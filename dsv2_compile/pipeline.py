@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,60 +14,66 @@ import torch
 
 from dsv2_compile import __version__
 from dsv2_compile.backends.onnxruntime import Lowered, lower, place
-from dsv2_compile.checkpoint.reader import Checkpoint
+from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.compiler import Compiled, CompileOptions, compile_model
-from dsv2_compile.config import ModelConfig
 from dsv2_compile.costs import program_report
 from dsv2_compile.engine.manifest import Manifest, ProgramEntry, SourceEntry, TensorEntry
 from dsv2_compile.engine.writer import EngineWriter
-from dsv2_compile.errors import NumericError, UsageError
+from dsv2_compile.errors import UsageError
+from dsv2_compile.estimate import Estimate, estimate, require_memory
 from dsv2_compile.passes.absorb import WORKLOADS, check_forms
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.targets import target
+from dsv2_compile.verify import Report, make_golden, verify_engine
+from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.weights import Recipe
 
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``; total 0 where it is not known."""
 DTYPE = torch.float32
 TOOLS = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
+REJECTED = ".unverified"
+"""Ending of the directory that keeps an engine whose numeric check failed."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did. ``verification`` is the report of verify, None with --no-verify."""
+    """What a build did. ``verification`` is None where the check was not asked for.
+
+    Unless it passed, ``engine`` lies beside the requested output, with the ending ``.unverified``.
+    """
 
     engine: Path
-    status: str
     manifest: Manifest
     seconds: float
-    verification: Any
+    verification: Report | None
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build would do: sizes in bytes, time in seconds."""
+    """What a build would do. ``programs``: the cost report by phase; ``passes``: the records of the passes."""
 
-    weights_bytes: int
-    disk_bytes: int
-    peak_memory_bytes: int
-    seconds: float
+    estimate: Estimate
     programs: dict[str, Any]
     passes: list[dict[str, Any]]
+    warnings: tuple[str, ...]
 
 
-def build(request: BuildRequest, progress: Progress = lambda what, done, total: None) -> BuildReport:
+def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
     """Build the engine that ``request`` describes.
 
-    Raises ModelError, UsageError, NumericError (the engine is then not published; with
-    ``--no-verify`` it is, marked unverified), ResourceError, IncompatibleError.
+    Raises ModelError, UsageError, ResourceError, IncompatibleError, and NumericError if a pass breaks its
+    claim. An engine that is not what the eager model computes is not raised: see `BuildReport.verification`.
     """
     start = time.monotonic()
-    checkpoint, compiled, lowered = _prepare(request, progress)
-    config = checkpoint.config
-    recipes = _union(lowered)
+    checkpoint = _open(request, progress)
+    positions = request.max_seq_len or checkpoint.config.max_position_embeddings
     fingerprint = _fingerprint(checkpoint, request)
     with EngineWriter(request.output, request.force, inputs=[checkpoint.path], fingerprint=fingerprint) as writer:
+        compiled, lowered = _compile(checkpoint, request, progress)
+        recipes = _union(lowered)
+        require_memory(estimate(checkpoint, recipes, lowered, DTYPE))
+        warnings = (*checkpoint.notes, *_nonfinite(checkpoint, request, progress))
         for path in checkpoint.aux_files:
             writer.add_file(path.name, path)
         placement = writer.write_weights(
@@ -77,58 +82,58 @@ def build(request: BuildRequest, progress: Progress = lambda what, done, total: 
         for phase, part in lowered.items():
             writer.add_bytes(f"{phase}.onnx", place(part.model, placement).SerializeToString(deterministic=True))
         writer.add_bytes("programs.json", _json(_reports(compiled)))
-        manifest = _manifest(request, checkpoint, compiled, lowered)
-        verification = None
+        manifest = _manifest(request, checkpoint, compiled, lowered, positions)
+        report = None
         if not request.no_verify:
-            verification = _verify(writer, manifest, checkpoint, progress)
-            if not verification.passed:
-                raise _rejected(verification, request.output)
-            manifest = replace(manifest, status="verified", numerics=verification.numerics())
-        manifest = writer.finish(manifest)
-    return BuildReport(Path(request.output), manifest.status, manifest, time.monotonic() - start, verification)
+            report = _verify(writer, manifest, checkpoint, progress)
+            status = "verified" if report.passed else "unverified"
+            manifest = replace(manifest, status=status, numerics=report.summary())
+        passed = report is None or report.passed
+        manifest = writer.finish(manifest, "" if passed else REJECTED)
+        return BuildReport(writer.out, manifest, time.monotonic() - start, report, warnings)
 
 
-def plan(request: BuildRequest, progress: Progress = lambda what, done, total: None) -> BuildPlan:
-    """What ``build`` would write and need, without writing anything."""
-    checkpoint, compiled, lowered = _prepare(request, progress)
-    sizes = {name: _nbytes(r.shape) for name, r in _unique(_union(lowered)).items()}
-    weights = sum(sizes.values())
-    largest = max(sizes.values())
-    models = sum(part.model.ByteSize() for part in lowered.values())
+def plan(request: BuildRequest, progress: Progress = silent) -> BuildPlan:
+    """What `build` would write and need, without writing anything."""
+    checkpoint = _open(request, progress)
+    compiled, lowered = _compile(checkpoint, request, progress)
     return BuildPlan(
-        weights,
-        weights + models + _golden_bytes(checkpoint.config),
-        _BASE_MEMORY + 3 * _largest_piece(_union(lowered)),
-        _BASE_SECONDS + weights / _WRITE_RATE,
-        _reports(compiled) | {"largest_weight_bytes": largest},
+        estimate(checkpoint, _union(lowered), lowered, DTYPE),
+        _reports(compiled),
         [r.to_json() for r in compiled.records],
+        checkpoint.notes,
     )
 
 
-_BASE_MEMORY = 700 << 20
-"""Python, torch and ONNX Runtime with the graphs, bytes (artifacts/bench/build.json)."""
-_BASE_SECONDS = 25.0
-_WRITE_RATE = 120e6
-"""Bytes of weights per second, read, converted, hashed and synced, and checked (artifacts/bench/build.json)."""
-
-
-def _prepare(request: BuildRequest, progress: Progress) -> tuple[Checkpoint, Compiled, dict[str, Lowered]]:
-    check_forms(request.mla_form)
-    progress("checkpoint", 0, 0)
-    checkpoint = Checkpoint.open(request.model, revision=request.revision, strict=request.strict)
-    config = checkpoint.config
-    limit = request.max_seq_len or config.max_position_embeddings
-    if not 1 <= limit <= config.max_position_embeddings:
+def _open(request: BuildRequest, progress: Progress) -> Checkpoint:
+    check_forms(dict(request.mla_form))
+    checkpoint = Checkpoint.open(request.model, revision=request.revision, strict=request.strict, progress=progress)
+    limit = checkpoint.config.max_position_embeddings
+    if not 1 <= (request.max_seq_len or limit) <= limit:
         raise UsageError(
-            f"--max-seq-len {limit} is outside what the model was made for",
-            f"give 1 to {config.max_position_embeddings} positions",
+            f"--max-seq-len {request.max_seq_len} is outside what the model was made for",
+            f"give 1 to {limit} positions",
         )
+    return checkpoint
+
+
+def _compile(checkpoint: Checkpoint, request: BuildRequest, progress: Progress) -> tuple[Compiled, dict[str, Lowered]]:
+    config = checkpoint.config
     options = CompileOptions(
-        target("cpu"), limit, request.mla_form, bisect=request.bisect, dump=Path(request.dump_ir) if request.dump_ir else None
+        target("cpu"),
+        request.max_seq_len or config.max_position_embeddings,
+        request.mla_form,
+        bisect=request.bisect,
+        dump=request.dump_ir,
     )
     compiled = compile_model(config, options, lambda text: progress(text, 0, 0))
-    lowered = {phase: lower(program, request.portable) for phase, program in compiled.programs.items()}
-    return checkpoint, compiled, lowered
+    return compiled, {phase: lower(program, request.portable) for phase, program in compiled.programs.items()}
+
+
+def _nonfinite(checkpoint: Checkpoint, request: BuildRequest, progress: Progress) -> list[str]:
+    """With --strict the checkpoint was refused when it was opened."""
+    found = {} if request.strict else checkpoint.nonfinite(progress)
+    return [f"{name} holds {nan} NaN and {inf} infinite values" for name, (nan, inf) in found.items()]
 
 
 def _union(lowered: dict[str, Lowered]) -> dict[str, Recipe]:
@@ -138,31 +143,6 @@ def _union(lowered: dict[str, Lowered]) -> dict[str, Recipe]:
             if recipes.setdefault(name, recipe) != recipe:
                 raise AssertionError(f"two programs give weight {name} different recipes")
     return dict(sorted(recipes.items()))
-
-
-def _unique(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
-    first: dict[Recipe, str] = {}
-    for name, recipe in recipes.items():
-        first.setdefault(recipe, name)
-    return {name: recipe for recipe, name in first.items()}
-
-
-def _nbytes(shape: tuple[int, ...]) -> int:
-    return DTYPE.itemsize * int(torch.Size(shape).numel())
-
-
-def _largest_piece(recipes: dict[str, Recipe]) -> int:
-    """Bytes of the largest block the writer holds: a part of a stack, or a whole tensor."""
-
-    def block(r: Recipe) -> int:
-        parts = getattr(r, "parts", None)
-        return max(map(block, parts)) if parts and getattr(r, "dim", 0) == 0 else _nbytes(r.shape)
-
-    return max(map(block, recipes.values()))
-
-
-def _golden_bytes(config: ModelConfig) -> int:
-    return 64 * 8 * (config.vocab_size + config.num_hidden_layers * config.cache_dim)
 
 
 def _reports(compiled: Compiled) -> dict[str, Any]:
@@ -180,12 +160,13 @@ def _fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
         if path.is_file():
             stat = path.stat()
             h.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    h.update(f"{__version__} {DTYPE} {request.max_seq_len} {sorted(request.mla_form.items())} {request.portable}".encode())
+    how = (__version__, DTYPE, request.max_seq_len, sorted(request.mla_form.items()), request.portable)
+    h.update(repr(how).encode())
     return h.hexdigest()
 
 
 def _manifest(
-    request: BuildRequest, checkpoint: Checkpoint, compiled: Compiled, lowered: dict[str, Lowered]
+    request: BuildRequest, checkpoint: Checkpoint, compiled: Compiled, lowered: dict[str, Lowered], positions: int
 ) -> Manifest:
     symbols: dict[str, tuple[int, int]] = {}
     for program in compiled.programs.values():
@@ -197,7 +178,7 @@ def _manifest(
         backend="onnxruntime",
         target="cpu",
         model=checkpoint.config,
-        dtype="float32",
+        dtype=str(DTYPE).removeprefix("torch."),
         symbols=symbols,
         programs={p: _entry(program, lowered[p]) for p, program in compiled.programs.items()},
         passes=tuple(r.to_json() for r in compiled.records),
@@ -206,7 +187,7 @@ def _manifest(
         weights={},
         files={},
         max_batch_size=request.max_batch_size,
-        max_seq_len=request.max_seq_len or checkpoint.config.max_position_embeddings,
+        max_seq_len=positions,
         source=SourceEntry(checkpoint.path.name, checkpoint.revision, None),
     )
 
@@ -227,18 +208,11 @@ def _entry(program: Program, part: Lowered) -> ProgramEntry:
     )
 
 
-def _verify(writer: EngineWriter, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Any:
-    """Golden data from the eager model, then the staged engine against them."""
-    from dsv2_compile.verify import verify_engine
-    from dsv2_compile.verify.golden import write_golden
-
-    write_golden(writer, checkpoint, manifest, progress)
+def _verify(writer: EngineWriter, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Report:
+    """Golden data from the eager model, then the staged engine against them, as a user would load it."""
+    golden = make_golden(
+        manifest.model, checkpoint, manifest.dtype, manifest.max_batch_size, manifest.max_seq_len, progress=progress
+    )
+    golden.write(writer)
     writer.seal(manifest)
     return verify_engine(writer.stage, progress=progress)
-
-
-def _rejected(verification: Any, output: Path) -> NumericError:
-    return NumericError(
-        f"the engine does not compute what the eager model computes: {verification.summary()}",
-        f"nothing was written to {output}; --bisect checks the passes, --no-verify keeps an unverified engine",
-    )

@@ -152,9 +152,15 @@ class EngineWriter:
             f.write(data)
         return manifest
 
-    def finish(self, manifest: Manifest) -> Manifest:
-        """Seal, sync and publish under the final name. The manifest as written."""
+    def finish(self, manifest: Manifest, ending: str = "") -> Manifest:
+        """Seal, sync and publish under the final name plus ``ending``. The manifest as written.
+
+        With an ending, what lay under that name is replaced: it is this writer's own earlier output.
+        """
         manifest = self.seal(manifest)
+        if ending:
+            self.out, self._force = self.out.with_name(self.out.name + ending), True
+            _refuse_target(self.out, True, [])
         sync_tree(self.stage)
         self._publish()
         sync_dir(self.out.parent)

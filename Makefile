@@ -1,0 +1,40 @@
+# make engine   environment, a small random DeepSeek-V2 checkpoint, its engine, the proof, some text
+# make test     lint, types and every test that needs neither a GPU nor minutes
+PYTHON ?= python3
+VENV ?= .venv
+WORK ?= build/demo
+BIN := $(VENV)/bin
+DSV2 := $(BIN)/dsv2-compile
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: engine test lint test-slow clean
+
+engine: $(VENV)/installed
+	rm -rf $(WORK)
+	$(DSV2) synth tiny -o $(WORK)/checkpoint
+	$(DSV2) build $(WORK)/checkpoint --cpu -o $(WORK)/engine
+	$(DSV2) verify $(WORK)/engine --checkpoint $(WORK)/checkpoint --report $(WORK)/report.html
+	$(DSV2) run $(WORK)/engine "The cache of a latent attention layer" --max-new-tokens 48
+
+test: $(VENV)/tested lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test-slow: $(VENV)/tested
+	$(BIN)/python -m pytest -m slow
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(INSTALL) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

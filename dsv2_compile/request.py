@@ -1,0 +1,30 @@
+"""What the user of ``build`` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """``model``: a directory or a hub id. ``mla_form``: form by phase, overriding the cost model.
+
+    ``max_seq_len`` None: the model's own limit. ``portable``: ONNX with ai.onnx operators only.
+    ``strict``: NaN or infinity in the weights is an error. ``bisect`` and ``dump_ir`` are for finding
+    the pass that breaks a program.
+    """
+
+    model: str
+    output: Path
+    revision: str | None = None
+    strict: bool = False
+    max_batch_size: int = 8
+    max_seq_len: int | None = None
+    mla_form: Mapping[str, str] = field(default_factory=dict)
+    portable: bool = False
+    force: bool = False
+    no_verify: bool = False
+    bisect: bool = False
+    dump_ir: Path | None = None
