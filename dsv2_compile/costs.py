@@ -69,7 +69,11 @@ def program_costs(program: Program, sizes: Mapping[str, int]) -> list[OpCost]:
 
 def op_name(node: fx.Node) -> str:
     target = node.target
-    return str(target).removesuffix(".default") if hasattr(target, "overloadpacket") else getattr(target, "__name__", str(target))
+    return (
+        str(target).removesuffix(".default")
+        if hasattr(target, "overloadpacket")
+        else getattr(target, "__name__", str(target))
+    )
 
 
 def kv_bytes_per_token(config: ModelConfig, bits: float) -> float:

@@ -217,7 +217,9 @@ def pieces(config: ModelConfig, phase: str, dtype: torch.dtype, positions: int) 
     return out
 
 
-def export(config: ModelConfig, phase: str, dtype: torch.dtype = torch.float32, positions: int | None = None) -> Program:
+def export(
+    config: ModelConfig, phase: str, dtype: torch.dtype = torch.float32, positions: int | None = None
+) -> Program:
     """The naive program of ``phase``: ``prefill`` or ``decode``. ``positions``: rows of the rope tables."""
     positions = positions or config.max_position_embeddings
     parts = pieces(config, phase, dtype, positions)

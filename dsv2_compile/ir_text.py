@@ -35,7 +35,11 @@ from dsv2_compile.weights import Recipe, RopeTable, Source, WeightTable
 
 _SYMBOLS = {s.name: s for s in (BATCH, TOKENS, CONTEXT)}
 _RECIPES = {c.__name__: c for c in vars(recipes).values() if isinstance(c, type) and issubclass(c, Recipe)}
-_ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
 _NODE = "_node_"
 """Stands for % while a line is read as Python."""
 

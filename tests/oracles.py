@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from dsv2_compile.checkpoint.reader import Checkpoint
+
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.model import reference
 
@@ -70,9 +70,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "no_shared": dict(n_shared_experts=None),
     "dense3": dict(first_k_dense_replace=3, num_hidden_layers=5),
-    "yarn_far": dict(
-        rope_parameters=_yarn(40, 4096, 1.0), max_position_embeddings=163840, q_lora_rank=20, prompt=4200
-    ),
+    "yarn_far": dict(rope_parameters=_yarn(40, 4096, 1.0), max_position_embeddings=163840, q_lora_rank=20, prompt=4200),
     "batch3": dict(batch=3, q_lora_rank=24, rope_parameters=_yarn(4, 64, 0.707)),
     "one_group": dict(topk_method="group_limited_greedy", n_group=1, topk_group=1, routed_scaling_factor=2.5),
     "top1": dict(num_experts_per_tok=1, n_routed_experts=5, tie_word_embeddings=True),
@@ -81,7 +79,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 RUN_KEYS = ("batch", "prompt")
 
 
-def transformers_checkpoint(name: str, directory: Path, **changes: Any) -> tuple[Any, ModelConfig, reference.LazyWeights]:
+def transformers_checkpoint(
+    name: str, directory: Path, **changes: Any
+) -> tuple[Any, ModelConfig, reference.LazyWeights]:
     """A random model of configuration ``name``, saved by transformers; -> (their model, config, our weights)."""
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 

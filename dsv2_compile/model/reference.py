@@ -74,9 +74,7 @@ def attention(config: ModelConfig, w: Weights, x: Tensor, cache: Tensor, ctx: Co
     q_nope, q_pe = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
     q = torch.cat((q_nope, rotate(q_pe, ctx.cos[:, :, None], ctx.sin[:, :, None])), -1)
 
-    latent, k_pe = F.linear(x, w["self_attn.kv_a_proj_with_mqa.weight"]).split(
-        [c.kv_lora_rank, c.qk_rope_head_dim], -1
-    )
+    latent, k_pe = F.linear(x, w["self_attn.kv_a_proj_with_mqa.weight"]).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
     latent = rms_norm(latent, w["self_attn.kv_a_layernorm.weight"], c.LATENT_NORM_EPS)
     rows = torch.cat((latent, rotate(k_pe, ctx.cos, ctx.sin)), -1)
 

@@ -364,7 +364,7 @@ def test_concurrent_calls_on_one_session_and_on_two(engine):
             for i in range(60):
                 ids = [*ids, 30 + (i * 7 + slot) % 100]
                 assert_logits(s.decode([ids[-1]], [slot]), [ids])
-        except BaseException as e:  # noqa: BLE001 - reported by the main thread
+        except BaseException as e:
             failures.append(e)
 
     with engine.session(4, 100) as shared, engine.session(1, 100) as own:

@@ -28,7 +28,13 @@ from onnx import TensorProto, helper
 
 THREADS = 2
 ROOT = Path(__file__).parents[2]
-LINEARS = {"q": (3072, 2048), "kv_a": (576, 2048), "o": (2048, 2048), "gate_up": (5632, 2048), "lm_head": (102400, 2048)}
+LINEARS = {
+    "q": (3072, 2048),
+    "kv_a": (576, 2048),
+    "o": (2048, 2048),
+    "gate_up": (5632, 2048),
+    "lm_head": (102400, 2048),
+}
 """name -> (out, in)."""
 FORMS = ("matmul_kn", "gemm_transb", "fused_matmul_transb")
 TOKENS = (1, 64, 512)
@@ -94,7 +100,10 @@ def moe_model(folder: Path) -> tuple[Path, int]:
     graph = helper.make_graph(
         [node],
         "moe",
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["M", d]) for n, d in (("x", HIDDEN), ("router", EXPERTS))],
+        [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, ["M", d])
+            for n, d in (("x", HIDDEN), ("router", EXPERTS))
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["M", HIDDEN])],
         initializers,
     )
