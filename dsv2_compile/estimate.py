@@ -59,7 +59,7 @@ def require_memory(needs: Estimate) -> None:
     free = available_memory()
     if free is not None and needs.peak_memory_bytes > free:
         raise ResourceError(
-            f"The build needs about {needs.peak_memory_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are available.",
+            f"The build needs about {needs.peak_memory_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
             "Close other programs or build on a machine with more memory; --dry-run shows the need.",
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -17,7 +17,7 @@ from torch import fx
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.weights import WeightTable
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
 
 BATCH, TOKENS, CONTEXT = (sympy.Symbol(n, integer=True, nonnegative=True) for n in ("batch", "tokens", "context"))
 """Sequences in the call; new tokens per sequence, padded; cached positions visible to the call."""

@@ -33,7 +33,7 @@ def require_compatible(manifest: Manifest) -> None:
     """IncompatibleError unless this process can run the engine. Reads no file: answers at once."""
     if manifest.backend != BACKEND:
         raise IncompatibleError(
-            f"The engine was built for backend {manifest.backend}, target {manifest.target}; this runtime is {BACKEND}.",
+            f"The engine is for backend {manifest.backend}, target {manifest.target}; this runtime is {BACKEND}.",
             "Rebuild it with dsv2-compile build --cpu, or load it with the runtime of its backend.",
         )
     built, found = (_version(v) for v in (manifest.toolchain.get(BACKEND, ""), onnxruntime.__version__))

@@ -153,7 +153,8 @@ def test_no_permission_is_a_usage_error(tmp_path):
     """In a child without privileges: root may write anywhere."""
     tmp_path.chmod(0o555)
     code = (
-        "import os, sys; from dsv2_compile.engine.writer import EngineWriter; from dsv2_compile.errors import UsageError\n"
+        "import os, sys; from dsv2_compile.engine.writer import EngineWriter\n"
+        "from dsv2_compile.errors import UsageError\n"
         "os.getuid() or os.setuid(65534)\n"
         "try: EngineWriter(sys.argv[1])\n"
         "except UsageError as e: print(e.cause)"

@@ -1,0 +1,120 @@
+"""The layout of the project: who imports whom, and that a wheel holds all of it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "dsv2_compile"
+LINKED = ("passes", "kernels", "autotune")
+COMPILER_ONLY = {"torch", "onnx", "triton", "sympy"}
+
+FORBIDDEN = {
+    "runtime": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "checkpoint", "export", "kernels"},
+    "engine": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "checkpoint", "export", "runtime"},
+    "kernels": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "checkpoint", "runtime", "engine"},
+    "passes": {"cli", "pipeline", "compiler", "backends", "verify", "checkpoint", "runtime", "engine"},
+    "backends": {"cli", "pipeline", "compiler", "checkpoint", "runtime", "verify"},
+    "checkpoint": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "runtime", "export"},
+    "model": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "runtime", "engine", "export"},
+    "verify": {"cli", "pipeline", "compiler", "backends"},
+}
+"""folder -> the parts of the package it may not import, whatever it needs them for."""
+
+WRITING = {"writer.py", "shards.py"}
+"""Files of engine/ that only a build uses."""
+
+
+def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
+    """Full names of what a file imports, those under ``if TYPE_CHECKING`` left out."""
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            skipped |= {n for statement in node.body for n in ast.walk(statement)}
+        if top_level_only and isinstance(node, ast.FunctionDef):
+            skipped |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_arrows_go_one_way(folder):
+    bad = []
+    for path in sorted((PACKAGE / folder).rglob("*.py")):
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "dsv2_compile" and len(parts) > 1 and parts[1] in FORBIDDEN[folder]:
+                bad.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not bad, "\n".join(bad)
+
+
+def test_what_serves_an_engine_imports_no_compiler():
+    files = [*(PACKAGE / "runtime").rglob("*.py")]
+    files += [p for p in (PACKAGE / "engine").rglob("*.py") if p.name not in WRITING]
+    files += [PACKAGE / "config.py", PACKAGE / "errors.py", PACKAGE / "__init__.py"]
+    bad = [f"{p.name}: {n}" for p in files for n in imports(p) if n.split(".")[0] in COMPILER_ONLY]
+    assert not bad, bad
+    code = (
+        "import sys; import dsv2_compile.runtime\n"
+        f"loaded = {COMPILER_ONLY!r} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_is_imported_under_a_bare_name():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        bare = [n for n in imports(path) if n.split(".")[0] in LINKED]
+        assert not bare, f"{path}: {bare}"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project's wheel, built from a copy, so that a build leaves nothing in the tree."""
+    source, out = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("wheel")
+    shutil.copytree(
+        ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "artifacts")
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out)]
+    subprocess.run([*command, str(source)], check=True)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_a_wheel_holds_every_module_and_schema_as_a_real_file(wheel):
+    with zipfile.ZipFile(wheel) as z:
+        held = {n for n in z.namelist() if n.startswith("dsv2_compile/")}
+    wanted = set()
+    for folder, _, names in os.walk(PACKAGE, followlinks=True):
+        here = Path(folder).relative_to(ROOT)
+        if "__pycache__" not in here.parts:
+            wanted |= {(here / n).as_posix() for n in names if n.endswith((".py", ".json", "py.typed"))}
+    assert wanted <= held, wanted - held
+    assert {f"dsv2_compile/{n}/__init__.py" for n in LINKED} <= held
+
+
+def test_an_unpacked_wheel_works_away_from_the_tree(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as z:
+        z.extractall(tmp_path)
+    code = (
+        "import dsv2_compile, dsv2_compile.passes.pipeline as p, dsv2_compile.kernels.ops, dsv2_compile.autotune\n"
+        "print(dsv2_compile.__file__, p.__file__)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    assert all(f.startswith(str(tmp_path)) for f in out.stdout.split()), out.stdout
