@@ -41,8 +41,9 @@ machine and which versions were used, and keep the raw results so that somebody 
 If two things are compared, run them in turn, not one after the other, because the machine in the afternoon is not the
 machine of the morning. Never compare a careful measurement with a careless one.
 
-Errors should explain themselves. "Cannot open file" is worse than "Cannot read config.json: permission denied", and that
-is worse than a message which also says what to do next. A program that fails should leave the world as it found it:
+Errors should explain themselves. "Cannot open file" is worse than "Cannot read config.json: permission denied", and
+that is worse than a message which also says what to do next. A program that fails should leave the
+world as it found it:
 no half-written output, no lost input, no process left behind. A program that is interrupted should be able to continue.
 
 1 + 1 = 2, 2 + 2 = 4, 3 * 7 = 21, 144 / 12 = 12, 10 - 4 = 6, 2 ** 10 = 1024, 0.5 * 8 = 4.0, 17 % 5 = 2. Powers of two:
@@ -167,7 +168,7 @@ int main(int argc, char** argv) {
 }
 
 SELECT name, COUNT(*) AS total FROM orders WHERE price > 100 GROUP BY name ORDER BY total DESC LIMIT 20;
-{"model": "example", "layers": 27, "experts": 64, "dtype": "bfloat16", "shape": [2048, 10944], "tied": false, "rank": null}
+{"model": "example", "layers": 27, "experts": 64, "dtype": "bfloat16", "shape": [2048, 10944], "tied": false}
 <html><head><title>Hello, world!</title></head><body class="page"><p>Welcome.</p></body></html>
 git commit -m "Fix the reader" && make test && python -m pytest -q tests/ || echo "failed" >&2
 https://example.com/path/to/page?query=value&other=1#section
@@ -177,9 +178,11 @@ he had seen, the colour of the waves, the birds that rested on the railing. He n
 village on the opposite coast, a young carpenter found a bottle between two rocks, and inside it, dry and perfectly
 folded, a description of the very storm in which she had been born. She built a small boat and went to look for him.
 
-Questions begin with who, what, when, where, why or how. Could you help me? Yes, of course; please tell me what happened.
-I don't know, I can't remember, it wasn't there, they haven't arrived, she's thinking, we'll see, you're right, let's go.
-However, therefore, although, because, unless, whether, perhaps, certainly, possibly, probably, nevertheless, meanwhile.
+Questions begin with who, what, when, where, why or how. Could you help me? Yes, of course; please tell me what
+happened. I don't know, I can't remember, it wasn't there, they haven't arrived, she's thinking,
+we'll see, you're right,
+let's go. However, therefore, although, because, unless, whether, perhaps, certainly, possibly,
+probably, nevertheless, meanwhile.
 
 At the market you can buy carrots, onions, tomatoes, spinach, mushrooms, garlic, lemons, walnuts, honey, butter, smoked
 salmon and dark chocolate. The violin, the trumpet, the cello and the drum belong to the orchestra; the guitar does not.
