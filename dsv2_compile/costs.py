@@ -10,14 +10,11 @@ import sympy
 import torch
 from torch import fx
 
-from dsv2_compile.config import ModelConfig
 from dsv2_compile.kernels.dialect import OPS, Cost, nbytes, numel
 from dsv2_compile.passes.core import specs_of
 from dsv2_compile.program import Program, TensorSpec
 
 _LINEAR, _EMBEDDING = torch.ops.aten.linear.default, torch.ops.aten.embedding.default
-DEEPSEEK_67B_BYTES_PER_TOKEN = 95 * 8 * 128 * 2 * 2
-"""KV cache of DeepSeek 67B: 95 layers, 8 KV heads of 128, K and V, 16 bit."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,6 @@ def op_name(node: fx.Node) -> str:
         if hasattr(target, "overloadpacket")
         else getattr(target, "__name__", str(target))
     )
-
-
-def kv_bytes_per_token(config: ModelConfig, bits: float) -> float:
-    """Bytes cached per token over all layers."""
-    return config.num_hidden_layers * config.cache_dim * bits / 8
 
 
 def program_report(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:

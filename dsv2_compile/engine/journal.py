@@ -17,6 +17,11 @@ from dsv2_compile.engine.integrity import file_entry
 from dsv2_compile.engine.manifest import FileEntry
 
 
+def work_directory(out: Path) -> Path:
+    """Where the engine ``out`` is built: the journal and the stage lie there until it is published."""
+    return out.parent / f".{out.name}.build"
+
+
 class Journal:
     """``fingerprint`` names the inputs of the build; the empty one matches nothing, so nothing resumes."""
 

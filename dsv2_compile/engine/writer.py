@@ -19,7 +19,7 @@ import torch
 
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.disk import HashedFile, disk, disk_error, exchange, sync_dir, sync_tree
-from dsv2_compile.engine.journal import Journal
+from dsv2_compile.engine.journal import Journal, work_directory
 from dsv2_compile.engine.manifest import FILE_NAME, FileEntry, Manifest
 from dsv2_compile.engine.placement import Placement
 from dsv2_compile.engine.shards import Shard, plan_shards, write_shard
@@ -45,7 +45,7 @@ class EngineWriter:
         self._force = force
         inputs = [Path(os.path.realpath(p)) for p in inputs]
         _refuse_target(self.out, force, inputs)
-        self._work = self.out.parent / f".{self.out.name}.build"
+        self._work = work_directory(self.out)
         self.stage = self._work / "engine"
         with disk(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
