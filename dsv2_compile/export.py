@@ -7,7 +7,10 @@ program equal, node for node and in fp64, to one export of the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +19,13 @@ import torch
 from torch import fx
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
+from torch.fx.traceback import preserve_node_meta
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import ModelError
 from dsv2_compile.model import reference
 from dsv2_compile.model.layout import naive_weights
+from dsv2_compile.origin import Origins, raised_at
 from dsv2_compile.program import BATCH, CONTEXT, TOKENS, Dim, Program, TensorSpec
 
 PHASES = ("prefill", "decode")
@@ -32,12 +37,16 @@ Specs = Mapping[str, TensorSpec]
 
 @dataclass(frozen=True)
 class Piece:
-    """A traced part: ``fn(values, weights) -> tuple``; names of inputs, outputs and weights."""
+    """A traced part: ``fn(values, weights) -> tuple``; names of inputs, outputs and weights.
+
+    ``where``: the part of the model it is, for messages; of several, the first.
+    """
 
     fn: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], tuple[torch.Tensor, ...]]
     inputs: Specs
     outputs: tuple[str, ...]
     weights: Specs
+    where: str = "model"
 
 
 class _Traced(torch.nn.Module):
@@ -46,7 +55,8 @@ class _Traced(torch.nn.Module):
         self.piece = piece
 
     def forward(self, values: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return self.piece.fn(values, weights)
+        with Origins():
+            return self.piece.fn(values, weights)
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:
@@ -64,14 +74,26 @@ def trace(piece: Piece) -> ExportedProgram:
     }
     shapes = {"values": dynamic, "weights": {k: None for k in weights}}
     try:
-        return torch.export.export(_Traced(piece), (values, weights), dynamic_shapes=shapes, strict=False)
+        with _quiet(), preserve_node_meta():
+            return torch.export.export(_Traced(piece), (values, weights), dynamic_shapes=shapes, strict=False)
     except Exception as e:
-        stack = getattr(e, "real_stack", None)
-        where = f" at {list(stack)[-1]}" if stack else ""
+        first = next(iter(str(e).splitlines()), repr(e))
         raise ModelError(
-            f"torch.export cannot trace the reference{where}: {str(e).splitlines()[0]}",
-            "the reference must not branch on tensor values; see dsv2_compile/model/reference.py",
+            f"torch.export cannot trace {piece.where}, {raised_at(e)}: {first}",
+            "the reference must not branch on tensor values, nor use operators without a meta kernel",
         ) from e
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch prints the graph so far before it raises, and logs every step of a trace."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 class Stamper:
@@ -107,27 +129,22 @@ class Stamper:
         placeholders = {n.name: n for n in traced.graph.nodes if n.op == "placeholder"}
         for placeholder, (name, spec) in zip((placeholders[str(n)] for n in names), specs, strict=True):
             for got, want in zip(placeholder.meta["val"].shape, spec.shape, strict=True):
-                _unify(symbols, got, want, name)
+                _unify(symbols, got, want, f"{name} in {piece.where}")
             env[placeholder] = values[name] if name in values else self.weight(rename(name), spec)
         for node in traced.graph.nodes:
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 continue  # asserts the meta device
             if node.op == "call_function":
                 copy = self.graph.node_copy(node, lambda n: env[n])
-                copy.kwargs = {k: v for k, v in node.kwargs.items() if k not in _PLACEMENT}
-                copy.meta = {**described(node.meta.get("val"), symbols), "from": _origin(node)}
+                copy.kwargs = {k: v for k, v in copy.kwargs.items() if k not in _PLACEMENT}
+                copy.meta = described(node.meta.get("val"), symbols)
+                if origin := node.meta.get("custom", {}).get("from"):
+                    copy.meta["from"] = f"{rename('').rstrip('.') or piece.where}, {origin}"
                 self.body = self.body or copy
                 env[node] = copy
             elif node.op == "output":
                 return tuple(env[n] for n in node.args[0])
         raise AssertionError("an exported graph ends in an output node")
-
-
-def _origin(node: fx.Node) -> str:
-    """The last line of the reference that made this node, for messages."""
-    trace_text = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace_text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def _unify(symbols: dict[sympy.Symbol, Dim], got: Any, want: Dim, name: str) -> None:
@@ -183,8 +200,7 @@ def pieces(config: ModelConfig, phase: str, dtype: torch.dtype, positions: int) 
         return fn
 
     def head(v: Mapping[str, Any], w: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        lengths = v["lengths"] if phase == "prefill" else torch.ones_like(v["hidden"][:, 0, 0], dtype=torch.int64)
-        x = reference.last(v["hidden"], lengths) if phase == "prefill" else v["hidden"][:, 0]
+        x = reference.last(v["hidden"], v["lengths"]) if phase == "prefill" else v["hidden"][:, 0]
         return (reference.head(c, w, x),)
 
     out = {
@@ -193,12 +209,14 @@ def pieces(config: ModelConfig, phase: str, dtype: torch.dtype, positions: int) 
             {"tokens": ids, "past": row, "cache.0": cache},
             ("hidden", "cos", "sin", "visible"),
             weights(["model.embed_tokens.weight", "rope.cos", "rope.sin"]),
+            "model.embed_tokens",
         ),
         "head": Piece(
             head,
             {"hidden": hidden, **({"lengths": row} if phase == "prefill" else {})},
             ("logits",),
             weights(["model.norm.weight", "lm_head.weight"]),
+            "model.norm and lm_head",
         ),
     }
     layer_inputs = {
@@ -213,7 +231,9 @@ def pieces(config: ModelConfig, phase: str, dtype: torch.dtype, positions: int) 
         if kind not in out:
             prefix = f"model.layers.{i}."
             names = [n for n in table.recipes if n.startswith(prefix)]
-            out[kind] = Piece(block(kind == "moe"), layer_inputs, ("hidden", "rows"), weights(names, prefix))
+            out[kind] = Piece(
+                block(kind == "moe"), layer_inputs, ("hidden", "rows"), weights(names, prefix), prefix.rstrip(".")
+            )
     return out
 
 

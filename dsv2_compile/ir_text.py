@@ -175,7 +175,8 @@ class _Reader:
 
     def _recipe(self, args: list[Any], spec: TensorSpec) -> Recipe:
         if len(args) > 1:
-            return args[1]
+            given: Recipe = args[1]
+            return given
         rows = int(spec.shape[0]) if args[0].startswith("rope.") else self.config.max_position_embeddings
         naive = naive_weights(self.config, rows).recipes.get(args[0])
         return naive if naive is not None and naive.shape == spec.shape else Source(args[0], spec.shape)  # type: ignore[arg-type]

@@ -187,4 +187,6 @@ _REWRITES = {"expanded": _expanded, "absorbed": _absorbed, "merged": _merged}
 def check_forms(forms: dict[str, str]) -> None:
     for phase, form in forms.items():
         if phase not in WORKLOADS or form not in FORMS:
-            raise UsageError(f"no MLA form {form!r} for {phase!r}", f"phases: prefill, decode; forms: {', '.join(FORMS)}")
+            raise UsageError(
+                f"no MLA form {form!r} for {phase!r}", f"phases: prefill, decode; forms: {', '.join(FORMS)}"
+            )

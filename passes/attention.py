@@ -37,7 +37,9 @@ def pattern(decode: bool) -> Call:
     up = Call(_ATEN.linear.default, (item(parts, 0), Var("w_kv")))
     up = Call(_ATEN.view.default, (up, [Var("batch"), Var("total"), Var("heads"), -1]))
     heads = Call(_ATEN.split_with_sizes.default, (up, two("nope_v"), -1))
-    k_pe = Call(_ATEN.expand.default, (_per(item(parts, 1), 2), [Var("batch"), Var("total"), Var("heads"), Var("rope")]))
+    k_pe = Call(
+        _ATEN.expand.default, (_per(item(parts, 1), 2), [Var("batch"), Var("total"), Var("heads"), Var("rope")])
+    )
     k = Call(_ATEN.cat.default, ([item(heads, 0), k_pe], -1))
     scores = Call(_ATEN.einsum.default, ("bshd,bthd->bhst", [Var("q"), k]))
     scores = Call(_ATEN.mul.Tensor, (scores, Var("scale", lambda v: isinstance(v, float), "a number")))

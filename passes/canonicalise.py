@@ -16,7 +16,8 @@ _END = 2**63 - 1
 
 def _same(node: fx.Node) -> Any:
     """The argument this node merely repeats, or None."""
-    t, a = node.target, node.args
+    t: Any = node.target
+    a: tuple[Any, ...] = node.args
     if t is _ATEN.to.dtype and a[0].meta["spec"] == node.meta["spec"]:
         return a[0]
     if t is _ATEN.slice.Tensor and tuple(a[2:]) == (0, _END):

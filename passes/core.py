@@ -104,17 +104,14 @@ def specs_of(value: Any) -> Any:
 
 def call(program: Program, at: fx.Node, overload: Any, *args: Any) -> fx.Node:
     """Insert a dialect call before ``at``, with its shape from the operator's rule."""
-    with program.graph.inserting_before(at):
-        node = program.graph.call_function(overload, args)
-    node.meta["spec"] = OPS[overload].specs(*specs_of(args))
-    return node
+    return aten(program, at, overload, OPS[overload].specs(*specs_of(args)), *args)
 
 
 def aten(program: Program, at: fx.Node, overload: Any, spec: Any, *args: Any) -> fx.Node:
-    """Insert an ATen call before ``at`` with a given spec."""
+    """Insert an ATen call before ``at`` with a given spec; it is said to come from the same line."""
     with program.graph.inserting_before(at):
         node = program.graph.call_function(overload, args)
-    node.meta["spec"] = spec
+    node.meta |= {"spec": spec} | ({"from": at.meta["from"]} if "from" in at.meta else {})
     return node
 
 

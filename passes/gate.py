@@ -33,7 +33,9 @@ def _scores(c: ModelConfig) -> Call:
     best = item(_sorted(Call(_ATEN.amax.default, (groups, [-1]))), 1)
     zeros = Call(_ATEN.zeros_like.default, (Call(_ATEN.select.int, (groups, 3, 0)),))
     kept = Call(_ATEN.scatter.value, (zeros, -1, _top(best, "topk_group", c.n_group, c.topk_group), 1.0))
-    return Call(_ATEN.flatten.using_ints, (Call(_ATEN.mul.Tensor, (groups, Call(_ATEN.unsqueeze.default, (kept, 3)))), -2))
+    return Call(
+        _ATEN.flatten.using_ints, (Call(_ATEN.mul.Tensor, (groups, Call(_ATEN.unsqueeze.default, (kept, 3)))), -2)
+    )
 
 
 def pattern(c: ModelConfig, normalize: bool) -> Call:

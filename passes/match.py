@@ -93,7 +93,9 @@ class _Attempt:
             self.nearest = Miss(self.root, size, at, expected, _show(found))
         raise _Failed
 
-    def walk(self, pattern: Any, value: Any, at: str, captures: dict[str, Any], size: int) -> tuple[dict[str, Any], int]:
+    def walk(
+        self, pattern: Any, value: Any, at: str, captures: dict[str, Any], size: int
+    ) -> tuple[dict[str, Any], int]:
         if isinstance(pattern, Var):
             return self._var(pattern, value, at, captures, size)
         if isinstance(pattern, Call):
@@ -106,7 +108,9 @@ class _Attempt:
             self.fail(size, at, repr(pattern), value)
         return captures, size
 
-    def _var(self, pattern: Var, value: Any, at: str, captures: dict[str, Any], size: int) -> tuple[dict[str, Any], int]:
+    def _var(
+        self, pattern: Var, value: Any, at: str, captures: dict[str, Any], size: int
+    ) -> tuple[dict[str, Any], int]:
         if pattern.name in captures:
             known = captures[pattern.name]
             if known is not value and (isinstance(value, fx.Node) or known != value):
@@ -135,9 +139,13 @@ class _Attempt:
                 return self._all(pattern.args, value.args[::-1], value.name, captures, size)
         return self._all(pattern.args, value.args, value.name, captures, size)
 
-    def _all(self, patterns: Any, values: Any, at: str, captures: dict[str, Any], size: int) -> tuple[dict[str, Any], int]:
+    def _all(
+        self, patterns: Any, values: Any, at: str, captures: dict[str, Any], size: int
+    ) -> tuple[dict[str, Any], int]:
         for i, (p, v) in enumerate(zip(patterns, values, strict=True)):
-            captures, size = self.walk(p, v, f"argument {i} of {at}" if isinstance(values, tuple) else at, captures, size)
+            captures, size = self.walk(
+                p, v, f"argument {i} of {at}" if isinstance(values, tuple) else at, captures, size
+            )
         return captures, size
 
 

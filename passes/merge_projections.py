@@ -47,8 +47,9 @@ class MergeProjections(Pass):
                 miss = got
         groups = [g for g in by_input.values() if len(g) > 1]
         if miss is None:
-            alone = next((g[0] for g in by_input.values() if len(g) == 1), None)
-            miss = alone and Miss(alone, 1, f"argument 0 of {alone.name}", "read by another linear", str(alone.args[0]))
+            for node in (g[0] for g in by_input.values() if len(g) == 1):
+                miss = Miss(node, 1, f"argument 0 of {node.name}", "read by another linear", str(node.args[0]))
+                break
         for group in groups:
             self._merge(program, group)
         sweep(program)
@@ -57,11 +58,13 @@ class MergeProjections(Pass):
     @staticmethod
     def _merge(program: Program, group: list[fx.Node]) -> None:
         x, first = group[0].args[0], group[0]
-        names = [n.args[1].target for n in group]
+        names = [str(n.all_input_nodes[1].target) for n in group]
         leaf = "_".join(n.removesuffix(".weight").split(".")[-1] for n in names)
         recipe = Concat(tuple(program.weights[n] for n in names))
         spec: TensorSpec = first.meta["spec"]
         w = weight(program, f"{_common_prefix(names)}.{leaf}.weight", recipe, spec.dtype)
         merged = aten(program, first, _LINEAR, TensorSpec((*spec.shape[:-1], recipe.shape[0]), spec.dtype), x, w)
-        for node, part in zip(group, split(program, first, merged, [n.meta["spec"].shape[-1] for n in group]), strict=True):
+        for node, part in zip(
+            group, split(program, first, merged, [n.meta["spec"].shape[-1] for n in group]), strict=True
+        ):
             replace(node, part)

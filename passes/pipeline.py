@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from dsv2_compile.errors import PassError, UsageError
 from dsv2_compile.kernels.dialect import OPS
+from dsv2_compile.origin import written
 from dsv2_compile.passes.absorb import Absorb
 from dsv2_compile.passes.attention import Attention
 from dsv2_compile.passes.cache_rows import CacheRows
@@ -59,7 +59,9 @@ LOWERABLE = {
 """What may stand beside dsv2:: operators after the last pass; every backend lowers all of it."""
 
 
-def run(program: Program, passes: Sequence[Pass], after: Callable[[Pass, PassRecord], PassRecord] | None = None) -> list[PassRecord]:
+def run(
+    program: Program, passes: Sequence[Pass], after: Callable[[Pass, PassRecord], PassRecord] | None = None
+) -> list[PassRecord]:
     """Run ``passes`` on ``program`` in place; ``after`` may check and amend each record."""
     records: list[PassRecord] = []
     done: set[str] = set()
@@ -80,9 +82,9 @@ def run(program: Program, passes: Sequence[Pass], after: Callable[[Pass, PassRec
             ) from e
         expected = p.expected(program.config, program.phase)
         if expected is not None and outcome.matches != expected and not outcome.skipped:
+            miss = "no candidate was found" if outcome.miss is None else f"{outcome.miss}{written(outcome.miss.root)}"
             raise PassError(
-                f"pass {p.name} matched {outcome.matches} of {expected} in {program.phase}; "
-                f"{'no candidate was found' if outcome.miss is None else outcome.miss}",
+                f"pass {p.name} matched {outcome.matches} of {expected} in {program.phase}; {miss}",
                 "the graph was not exported from this reference, or an earlier pass changed it",
             )
         record = PassRecord(
@@ -110,9 +112,10 @@ def check_graph(program: Program, after: str) -> None:
         if "spec" not in node.meta and "sym" not in node.meta:
             raise PassError(f"after {after}, {node.name} has no shape", "this is a bug of the pass")
         op = OPS.get(node.target)
-        if op is not None and op.specs(*specs_of(node.args)) != node.meta["spec"]:
+        ruled = node.meta.get("spec") if op is None else op.specs(*specs_of(node.args))
+        if op is not None and ruled != node.meta["spec"]:
             raise PassError(
-                f"after {after}, {node.name} says {node.meta['spec']} but {op.name} gives {op.specs(*specs_of(node.args))}",
+                f"after {after}, {node.name} says {node.meta['spec']} but {op.name} gives {ruled}",
                 "this is a bug of the pass",
             )
         if node.op == "get_attr" and program.weights[node.target].shape != node.meta["spec"].shape:
@@ -121,12 +124,13 @@ def check_graph(program: Program, after: str) -> None:
 
 def check_lowerable(program: Program) -> None:
     """After the last pass only dialect operators and a short list of ATen ones may be left."""
-    left = {str(n.target) for n in program.graph.nodes if n.op == "call_function" and not _allowed(n.target)}
+    left: dict[str, torch.fx.Node] = {}
+    for node in program.nodes():
+        if node.op == "call_function" and node.target not in OPS and node.target not in LOWERABLE:
+            left.setdefault(str(node.target), node)
     if left:
         raise PassError(
-            f"{program.phase} still holds {', '.join(sorted(left))}", "a pass should have fused it, or add it to LOWERABLE"
+            f"no pass fuses {', '.join(sorted(left))} of the {program.phase} graph, and no backend lowers it",
+            "write the reference with the operators that the passes match, or add a pass or a rule and an entry in LOWERABLE",
+            [f"{name}: {node.name}{written(node)}" for name, node in sorted(left.items())],
         )
-
-
-def _allowed(target: Any) -> bool:
-    return target in OPS or target in LOWERABLE

@@ -60,9 +60,7 @@ def oracle_difference(stored: Golden, fresh: Golden) -> float:
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
 
 
-def check(
-    engine: EngineLike, config: ModelConfig, golden: Golden, name: str, progress: Progress = silent
-) -> Report:
+def check(engine: EngineLike, config: ModelConfig, golden: Golden, name: str, progress: Progress = silent) -> Report:
     """Run every path of the plan, ``batch`` twice, and judge what came out."""
     plan = golden.plan
     names = [*plan.paths, "batch"]
@@ -156,11 +154,13 @@ def _consistency(base: Recording, other: Recording, path: str) -> Consistency:
     a, b = base.rows[:, rows], other.rows[:, rows]
     shared = sorted(base.logits.keys() & other.logits.keys())
     pairs = [(a, b), *((base.logits[p], other.logits[p]) for p in shared)]
-    difference = max(float(np.linalg.norm(x - y) / max(np.linalg.norm(x), 1e-300)) for x, y in pairs)
+    difference = max(float(np.linalg.norm(x - y)) / max(float(np.linalg.norm(x)), 1e-300) for x, y in pairs)
     return Consistency(path, int(rows.sum()), len(shared), difference, all(np.array_equal(x, y) for x, y in pairs))
 
 
 def _same(a: Recording, b: Recording) -> bool:
     """Bit for bit, NaN included."""
-    logits = a.logits.keys() == b.logits.keys() and all(a.logits[p].tobytes() == b.logits[p].tobytes() for p in a.logits)
+    logits = a.logits.keys() == b.logits.keys() and all(
+        a.logits[p].tobytes() == b.logits[p].tobytes() for p in a.logits
+    )
     return logits and a.rows.tobytes() == b.rows.tobytes()

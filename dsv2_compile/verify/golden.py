@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,7 @@ def make(
     return compute(config, source, dtype, plans.make(config, max_batch, max_tokens, seed), progress)
 
 
-def compute(
-    config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, progress: Progress = silent
-) -> Golden:
+def compute(config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, progress: Progress = silent) -> Golden:
     """The oracle in fp64 for an fp32 engine, else in fp32; eager mode in ``dtype``."""
     import torch
 
@@ -92,14 +91,10 @@ def compute(
     from dsv2_compile.verify.routing import analyse
 
     wide = "float64" if dtype == "float32" else "float32"
-    exact, eager = (
-        oracle.run(config, source, plan, getattr(torch, d), progress) for d in (wide, dtype)
-    )
+    exact, eager = (oracle.run(config, source, plan, getattr(torch, d), progress) for d in (wide, dtype))
     routing = analyse(config, dtype, plan.lengths, exact.router, eager.router)
     counts = {"choices": routing.choices, "unstable": routing.unstable, "flips": routing.flips}
-    return Golden(
-        plan, dtype, wide, exact.rows, exact.logits, eager.rows, eager.logits, routing.clean, counts
-    )
+    return Golden(plan, dtype, wide, exact.rows, exact.logits, eager.rows, eager.logits, routing.clean, counts)
 
 
 def read(root: Path, config: ModelConfig) -> Golden:
@@ -115,7 +110,7 @@ def read(root: Path, config: ModelConfig) -> Golden:
         ids, lengths = t["tokens"].tolist(), t["lengths"].tolist()
         at = np.cumsum([0, *lengths]).tolist()
         plan = Plan(
-            tuple(tuple(ids[a:b]) for a, b in zip(at, at[1:], strict=False)),
+            tuple(tuple(ids[a:b]) for a, b in pairwise(at)),
             tuple(t["prompts"].tolist()),
             tuple(t["past"].tolist()),
         )

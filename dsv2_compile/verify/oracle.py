@@ -26,6 +26,7 @@ from dsv2_compile.weights import Recipe, Stack, TensorSource
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
+
 @dataclass(frozen=True)
 class Trace:
     """N = positions of all sequences, one after the other.

@@ -111,7 +111,8 @@ def check_passes(config: ModelConfig, phase: str, passes: Sequence[Pass], bisect
 def _broken(broken: Sequence[PassRecord], records: Sequence[PassRecord]) -> NumericError:
     first = broken[0]
     return NumericError(
-        f"pass {first.name} breaks its claim in {first.phase}: {first.claim}, but fp64 results differ by {first.error:.2e}",
+        f"pass {first.name} breaks its claim in {first.phase}: {first.claim}, but fp64 results differ by "
+        f"{first.error:.2e}",
         f"see {first.name} in the passes; --dump-ir DIR writes the graphs around it",
         [f"{r.name}: {r.error:.2e} (claims {r.claim})" for r in records],
     )

@@ -99,7 +99,9 @@ class Plan:
     def probes(self) -> tuple[int, ...]:
         """Flat positions whose logits some path shows."""
         calls = [c for path in self.paths.values() for c in path]
-        return tuple(sorted({self.flat(b, stop - 1) for c in calls for b, stop in zip(c.sequences, c.stop, strict=True)}))
+        return tuple(
+            sorted({self.flat(b, stop - 1) for c in calls for b, stop in zip(c.sequences, c.stop, strict=True)})
+        )
 
 
 def make(config: ModelConfig, max_batch: int, max_tokens: int, seed: int = 0) -> Plan:

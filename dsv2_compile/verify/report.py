@@ -77,8 +77,8 @@ class Report:
         """One line each; empty if the engine passes."""
         out = [f"{where}: {what}" for where, what in self.findings.items()]
         out += [
-            f"{a.path}: another most likely token at {a.top1.stable - a.top1.stable_agree} of {a.top1.stable} positions "
-            "where rounding cannot change it"
+            f"{a.path}: another most likely token at {a.top1.stable - a.top1.stable_agree} of {a.top1.stable} "
+            "positions where rounding cannot change it"
             for a in self.top1
             if a.top1.stable_agree < a.top1.stable
         ]
@@ -139,7 +139,9 @@ class Report:
 
     def text(self) -> str:
         """A table by path, phase and probe kind, then the counts and the verdict."""
-        lines = [f"{'path':8}{'phase':9}{'probe':10}{'rows':>6}{'rel L2 p95':>12}{'e0':>10}{'limit':>10}{'cosine p5':>16}"]
+        lines = [
+            f"{'path':8}{'phase':9}{'probe':10}{'rows':>6}{'rel L2 p95':>12}{'e0':>10}{'limit':>10}{'cosine p5':>16}"
+        ]
         lines += [_line(s) for s in _shown(self.sections)]
         total = self.summary()["top1"]
         lines += [
@@ -155,8 +157,12 @@ class Report:
             f"repeated: {'same bits' if self.repeatable else 'other bits'}",
         ]
         if self.oracle_difference is not None:
-            lines.append(f"golden data against the checkpoint: {self.oracle_difference:.1e} (limit {self.oracle_limit:.1e})")
-        lines += self.problems or [f"passed: every error is at most {FACTOR} x e0 + eps ({len(self.sections)} sections)"]
+            lines.append(
+                f"golden data against the checkpoint: {self.oracle_difference:.1e} (limit {self.oracle_limit:.1e})"
+            )
+        lines += self.problems or [
+            f"passed: every error is at most {FACTOR} x e0 + eps ({len(self.sections)} sections)"
+        ]
         return "\n".join(lines)
 
 

@@ -45,8 +45,14 @@ CONFIGS = {
     "all dense": replace(BASE, n_routed_experts=0),
     "one layer, with experts": replace(BASE, num_hidden_layers=1, first_k_dense_replace=0),
     "two dense layers, one head, equal dims": replace(
-        BASE, num_hidden_layers=3, first_k_dense_replace=2, num_attention_heads=1, kv_lora_rank=8,
-        qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+        BASE,
+        num_hidden_layers=3,
+        first_k_dense_replace=2,
+        num_attention_heads=1,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
     ),
 }
 CASES = [("greedy", "prefill", f) for f in FORMS] + [("no q_lora", "decode", f) for f in FORMS]
@@ -128,11 +134,19 @@ def test_every_pass_keeps_its_claim_on_the_twin(phase, form):
 
 
 CUT = {
-    "rms_norm": ("aten.mean.dim(%pow_3, [-1], True)", "aten.mean.dim(%pow_3, [1], True)", "argument 1 of mean_2 should be -1 but is 1"),
+    "rms_norm": (
+        "aten.mean.dim(%pow_3, [-1], True)",
+        "aten.mean.dim(%pow_3, [1], True)",
+        "argument 1 of mean_2 should be -1 but is 1",
+    ),
     "rope": ("aten.sub.Tensor(%mul_4", "aten.add.Tensor(%mul_4", "argument 0 of stack should be aten.sub.Tensor"),
-    "cache_rows": ("aten.stack.default([%sub_1, %add_5]", "aten.stack.default([%add_5, %sub_1]", "argument 0 of stack_1 should be aten.sub.Tensor"),
+    "cache_rows": (
+        "aten.stack.default([%sub_1, %add_5]",
+        "aten.stack.default([%add_5, %sub_1]",
+        "argument 0 of stack_1 should be aten.sub.Tensor",
+    ),
     "attention": ("aten.tril.default(%ones)", "aten.tril.default(%ones, 1)", "tril should be 1 arguments"),
-}  # fmt: skip
+}
 """A line of the exported graph of "greedy" changed, and what the pass then says."""
 
 
@@ -145,7 +159,9 @@ def test_a_pattern_that_should_match_and_does_not_is_an_error(name):
     expected = 0 if name == "attention" else promised(BASE)[name] - 1  # one mask serves all layers
     with pytest.raises(PassError) as e:
         run(program, pipeline())
-    assert e.value.cause.startswith(f"pass {name} matched {expected} of {promised(BASE)[name]} in prefill; nearest miss at ")
+    assert e.value.cause.startswith(
+        f"pass {name} matched {expected} of {promised(BASE)[name]} in prefill; nearest miss at "
+    )
     assert message in e.value.cause
 
 

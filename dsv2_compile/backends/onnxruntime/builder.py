@@ -99,17 +99,18 @@ class Builder:
             scope, self.scope = self.scope, ""
             self._memo[key] = make()
             self.scope = scope
-        return self._memo[key]
+        found: T = self._memo[key]
+        return found
 
     def constant(self, data: Any, dtype: type = np.int64) -> str:
         """A small initializer; equal ones are shared."""
-        array = np.asarray(data, dtype)
+        array: np.ndarray[Any, Any] = np.asarray(data, dtype)
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self._memo:
             name = f"constant.{len(self.initializers)}"
             self.initializers[name] = numpy_helper.from_array(array, name)
             self._memo[key] = name
-        return self._memo[key]
+        return str(self._memo[key])
 
     def weight(self, name: str, spec: TensorSpec, recipe: Recipe) -> Value:
         """An initializer whose data `place` will find in a weights file; those that no node reads are dropped."""

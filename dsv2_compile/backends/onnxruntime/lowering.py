@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import sympy
@@ -16,6 +16,7 @@ from dsv2_compile.backends.onnxruntime import rules_aten, rules_attention, rules
 from dsv2_compile.backends.onnxruntime.builder import IR_VERSION, OPSET, ORT, Builder, Value, value_info
 from dsv2_compile.backends.onnxruntime.rules_aten import Rule
 from dsv2_compile.errors import ModelError
+from dsv2_compile.origin import written
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.weights import Recipe
 
@@ -76,10 +77,10 @@ def _symbols(inputs: Mapping[str, TensorSpec]) -> dict[sympy.Symbol, tuple[str, 
 def _call(b: Builder, rules: Mapping[Any, Rule], node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     if node.target not in rules:
         raise ModelError(
-            f"the ONNX Runtime backend has no rule for {node.target}, at node {node.name}",
+            f"the ONNX Runtime backend has no rule for {node.target}, at node {node.name}{written(node)}",
             f"run the passes first; supported: {', '.join(sorted(map(str, rules)))}",
         )
-    rule, out = rules[node.target], node.meta.get("spec")
+    rule, out = rules[node.target], cast(Any, node.meta.get("spec"))
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
     try:
         inspect.signature(rule).bind(b, out, *args, **kwargs)
