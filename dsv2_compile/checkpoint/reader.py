@@ -1,0 +1,197 @@
+"""A checkpoint, local or of the Hugging Face hub, checked whole before it is handed out.
+
+Everything in it is hostile data: no code of it is imported, nothing is unpickled, no file outside its folder is
+opened, sizes are checked against the files before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsv2_compile.checkpoint import aux_files, config_json, hub
+from dsv2_compile.checkpoint.match import match_layout, stored_dtype
+from dsv2_compile.checkpoint.shards import Stored, read_weights, shard_names
+from dsv2_compile.config import ModelConfig
+from dsv2_compile.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total); total is 0 where it is not known."""
+
+MAX_FILES = 100_000
+_SHOWN = 100
+_THREADS = 2
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No display."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A source of tensors by published name.
+
+    ``name``: hub id, or name of the directory. ``revision``: commit of a hub model, else None. ``dtype``: that of
+    most bytes, as torch calls it. ``aux_files``: settings and tokenizer, to be copied unchanged. ``notes``: what the
+    user should know, one line each.
+    """
+
+    path: Path
+    name: str
+    config: ModelConfig
+    revision: str | None
+    dtype: str
+    aux_files: tuple[Path, ...]
+    notes: tuple[str, ...]
+    _tensors: Stored
+
+    @classmethod
+    def open(
+        cls, model: str | Path, revision: str | None = None, strict: bool = False, progress: Progress = silent
+    ) -> Checkpoint:
+        """``model``: a directory, or a hub id OWNER/NAME of which ``revision`` is fetched (default: the main one).
+
+        ``strict``: NaN or infinity in the weights is an error. ModelError for anything that is not as it must be;
+        UsageError, IncompatibleError and ResourceError if the model cannot be got at.
+        """
+        path, remote = _locate(model, revision, progress)
+        names = _listing(path)
+        if aux_files.CONFIG not in names:
+            raise ModelError(f"{path} has no config.json.", "Give the folder of a Hugging Face checkpoint.")
+        parsed = config_json.parse(aux_files.read(path, aux_files.CONFIG))
+        extra = aux_files.check(path, names, parsed.config)
+        config = parsed.config
+        notes = [*parsed.notes]
+        if aux_files.GENERATION in extra.json:
+            eos = config_json.generation_eos(extra.json[aux_files.GENERATION], config)
+            config = replace(config, eos_token_ids=eos or config.eos_token_ids)
+        if remote:
+            progress(f"weights of {model}", 0, 0)
+            hub.fetch(str(model), path.name, shard_names(path, names))
+            names = _listing(path)
+            if not hub.is_commit(revision):
+                notes.append(f"revision {revision or 'main'} is not pinned; it is now {path.name}")
+        progress("checkpoint headers", 0, 0)
+        weights = read_weights(path, names)
+        tensors = match_layout(config, weights)
+        if weights.problems:
+            raise _refused(path, weights.problems)
+        dtype = stored_dtype(tensors)
+        notes += weights.notes
+        notes += _code_notes(names, parsed.remote_code)
+        if parsed.dtype not in (None, dtype):
+            notes.append(f"config.json says {parsed.dtype}, the tensors are {dtype}")
+        name = str(model) if remote else path.name
+        commit = path.name if remote else None
+        files = tuple(path / n for n in extra.names)
+        out = cls(path, name, config, commit, dtype, files, tuple(notes), tensors)
+        if strict and (found := out.nonfinite(progress)):
+            raise ModelError(
+                f"{len(found)} tensors hold NaN or infinity.",
+                "Take the weights again, or build without --strict.",
+                _capped([f"{n}: {nan} NaN, {inf} infinite" for n, (nan, inf) in found.items()]),
+            )
+        return out
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The stored values and dtype, as a read-only view on the file; KeyError if the model has no such tensor.
+
+        An expert of a stacked tensor has its published name. Writing to the view ends the process.
+        """
+        file, entry = self._tensors[name]
+        return file.tensor(entry)
+
+    def nonfinite(self, progress: Progress = silent) -> dict[str, tuple[int, int]]:
+        """Tensor name -> (NaN, infinite values), only those that have any; every value is read."""
+        total = sum(entry.nbytes for _, entry in self._tensors.values())
+        out, done = {}, 0
+        for name, (_, entry) in sorted(self._tensors.items(), key=lambda item: (item[1][0].name, item[1][1].start)):
+            nan, inf = _count_nonfinite(self.tensor(name))
+            if nan or inf:
+                out[name] = (nan, inf)
+            done += entry.nbytes
+            progress("weights checked for NaN, bytes", done, total)
+        return out
+
+    def weights_sha256(self) -> str:
+        """SHA-256 over name, dtype, shape and SHA-256 of the data of every tensor, by published name in order.
+
+        The same weights have the same hash however they are sharded or stacked. Reads everything.
+        """
+
+        def line(name: str) -> str:
+            file, entry = self._tensors[name]
+            return f"{name} {entry.dtype} {list(entry.shape)} {hashlib.sha256(file.data(entry)).hexdigest()}\n"
+
+        whole = hashlib.sha256()
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for text in pool.map(line, sorted(self._tensors)):
+                whole.update(text.encode())
+        return whole.hexdigest()
+
+
+def _locate(model: str | Path, revision: str | None, progress: Progress) -> tuple[Path, bool]:
+    """(folder, whether it is of the hub). Of a hub model only the settings are there yet."""
+    path = Path(model)
+    if path.is_dir():
+        if revision is not None:
+            raise UsageError(f"{model} is a directory: --revision has no effect.", "Leave --revision out.")
+        return Path(os.path.abspath(path)), False
+    if path.exists():
+        raise UsageError(f"{model} is a file.", "Give the directory that holds config.json and the weights.")
+    if not isinstance(model, str) or not hub.is_hub_id(model):
+        raise UsageError(f"{model} is no directory, and not a hub id.", "Give a directory, or OWNER/NAME of the hub.")
+    progress(f"settings of {model}", 0, 0)
+    return hub.fetch_settings(model, revision), True
+
+
+def _listing(path: Path) -> frozenset[str]:
+    try:
+        with os.scandir(path) as entries:
+            names = frozenset(e.name for _, e in zip(range(MAX_FILES + 1), entries, strict=False))
+    except OSError as e:
+        raise ModelError(f"{path} cannot be read: {e.strerror}.", "Check its permissions.") from None
+    if len(names) > MAX_FILES:
+        raise ModelError(f"{path} holds more than {MAX_FILES} files.", "Give the folder of one checkpoint.")
+    return names
+
+
+def _refused(path: Path, problems: list[str]) -> ModelError:
+    if any("incomplete" in p for p in problems):
+        remedy = "Fetch the files that are incomplete again; what else is listed may follow from them."
+    else:
+        remedy = "The files must be those of one model, with its config.json; download them again."
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return ModelError(f"The weights in {path} do not fit: {count}.", remedy, _capped(problems))
+
+
+def _capped(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
+
+
+def _code_notes(names: Collection[str], remote_code: bool) -> Iterator[str]:
+    scripts = sorted(n for n in names if n.endswith(".py"))
+    if scripts or remote_code:
+        which = ", ".join(ascii(n)[1:-1] for n in scripts[:10]) or "what auto_map in config.json names"
+        yield f"code of the checkpoint is not executed: {which}"
+
+
+_CHUNK = 1 << 22
+
+
+def _count_nonfinite(tensor: torch.Tensor) -> tuple[int, int]:
+    nan = inf = 0
+    for chunk in tensor.reshape(-1).split(_CHUNK):
+        low, high = chunk.aminmax()
+        if not (low.isfinite() and high.isfinite()):
+            nan += int(chunk.isnan().sum())
+            inf += int(chunk.isinf().sum())
+    return nan, inf
