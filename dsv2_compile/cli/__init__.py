@@ -1,0 +1,1 @@
+"""The command line: one file per command, their table in ``main``. Nothing heavy is imported before it is needed."""

@@ -1,0 +1,153 @@
+"""dsv2-compile: the table of commands, and how one is run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from dsv2_compile import __version__
+from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, verify
+from dsv2_compile.cli.command import Command, Result
+from dsv2_compile.cli.failures import Stopped, stopping_on_signals, translate
+from dsv2_compile.cli.output import Console
+from dsv2_compile.errors import Dsv2Error, UsageError
+
+COMMANDS: dict[str, Command] = {
+    c.name: c
+    for c in (
+        build.COMMAND,
+        run.COMMAND,
+        verify.COMMAND,
+        inspect.COMMAND,
+        bench.COMMAND,
+        synth.COMMAND,
+        doctor.COMMAND,
+    )
+}
+NO_COMMAND = "usage"
+"""Names the JSON object when no command was recognised."""
+
+EPILOG = """\
+exit codes: 0 ok, 1 internal error, 2 usage, 3 bad model or input, 4 numeric check failed,
+5 incompatible environment or artifact, 6 out of memory or disk, 7 partial and resumable,
+8 integrity, 130/143 stopped by SIGINT/SIGTERM after a clean stop
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are raised as `UsageError`; options have no abbreviations, which would change with every new one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help shows what there is.")
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="dsv2-compile",
+        description="Compiles DeepSeek-V2 checkpoints to engines that are checked against the eager model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"dsv2-compile {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS.values():
+        p = commands.add_parser(command.name, help=command.help, description=command.help)
+        command.arguments(p)
+        common = p.add_argument_group("output")
+        common.add_argument("--json", action="store_true", help="exactly one JSON object on standard output")
+        common.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
+        common.add_argument("-v", "--verbose", action="store_true", help="a trace with every error, all warnings")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    with stopping_on_signals():
+        try:
+            return _main(_spelled(sys.argv[1:] if argv is None else argv))
+        except Stopped as e:  # while the outcome was being told
+            return 128 + e.number
+
+
+def _main(argv: list[str]) -> int:
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    name = argv[0] if argv and argv[0] in COMMANDS else NO_COMMAND
+    console = Console("--json" in options, bool({"-q", "--quiet"} & {*options}), bool({"-v", "--verbose"} & {*options}))
+    with _warnings_to(console):
+        try:
+            args = parser().parse_args(argv)
+            result = COMMANDS[args.command].run(args, console)
+        except SystemExit as e:  # --help and --version
+            return _flushed(console, int(e.code or 0))
+        except BaseException as e:
+            result = Result(error=translate(e, console.progress.what))
+    return _finish(console, name, result)
+
+
+def _finish(console: Console, name: str, result: Result) -> int:
+    """Tell how it ended. Standard output that cannot be written is an error of its own."""
+    console.progress.clear()
+    error = result.error
+    if error is not None:
+        console.fail(error)
+    code = error.exit_code if error else 0
+    try:
+        if console.as_json:
+            console.object(envelope(name, code, console.warnings, result))
+        return _flushed(console, code)
+    except OSError as e:
+        error = translate(e, "writing standard output")
+        console.fail(error)
+        return code or error.exit_code
+
+
+def envelope(name: str, code: int, notes: Sequence[str], result: Result) -> dict[str, Any]:
+    """The one JSON object: fields of every command, then the command's own, then the error."""
+    status = "ok" if code == 0 else "interrupted" if code > 128 else "error"
+    out = {"schema": f"dsv2/{name}/1", "status": status, "exit": code, "warnings": list(notes), **result.data}
+    return out if result.error is None else {**out, "error": _error(result.error)}
+
+
+def _error(e: Dsv2Error) -> dict[str, Any]:
+    return {"code": type(e).__name__, "cause": e.cause, "remedy": e.remedy, "problems": list(e.problems)}
+
+
+def _flushed(console: Console, code: int) -> int:
+    console.data("", end="")
+    return code
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """Options may be written with ``_`` for ``-``; what follows ``=`` or ``--`` is left alone."""
+    out = list(argv)
+    for i, word in enumerate(out):
+        if word == "--":
+            break
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            out[i] = option.replace("_", "-") + equals + value
+    return out
+
+
+@contextmanager
+def _warnings_to(console: Console) -> Iterator[None]:
+    """Our own warnings become one line each; those of libraries are shown with -v only."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if console.verbose or (category is UserWarning and "dsv2_compile" in filename):
+            console.warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

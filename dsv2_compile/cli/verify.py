@@ -1,0 +1,59 @@
+"""``verify``: is the engine what the eager model computes?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsv2_compile.cli.command import Command, Result, engine_argument
+from dsv2_compile.cli.output import Console
+from dsv2_compile.errors import NumericError, UsageError
+
+REPORTS = (".html", ".png")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    engine_argument(parser)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="MODEL",
+        help="compute the eager results afresh from this checkpoint (directory or hub id) as well",
+    )
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the errors of every layer as .html or .png")
+
+
+def _run(args: argparse.Namespace, console: Console) -> Result:
+    if args.report:
+        _require_writable(args.report)
+    from dsv2_compile.verify.check import verify_engine
+
+    checkpoint = None
+    if args.checkpoint:
+        from dsv2_compile.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint.open(args.checkpoint, progress=console.progress)
+    report = verify_engine(args.engine, checkpoint, progress=console.progress)
+    if args.report:
+        from dsv2_compile.verify.plot import write_report
+
+        write_report(report, args.report)
+        console.note(f"wrote {args.report}")
+    console.data(report.text())
+    data = {"engine": str(args.engine), "report": report.to_json(), "report_file": args.report}
+    try:
+        report.require()
+    except NumericError as e:
+        return Result(data, e)
+    return Result(data)
+
+
+def _require_writable(path: Path) -> None:
+    if path.suffix not in REPORTS:
+        raise UsageError(f"A report {path.name} cannot be written.", f"Let its name end in {' or '.join(REPORTS)}.")
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"{path} cannot be a file.", "Name a file in a directory that exists.")
+
+
+COMMAND = Command(
+    "verify", "Check an engine against the eager model, offline or from its checkpoint.", _arguments, _run
+)
