@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dsv2_compile.checkpoint import Checkpoint
 
+from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.model import reference
 
@@ -93,7 +93,7 @@ def transformers_checkpoint(
         for p_name, p in model.named_parameters():
             if "norm" in p_name:
                 p.uniform_(0.7, 1.3)
-            elif p.dim() > 1:
+            elif p.dim() > 1 and p.numel():
                 p.normal_(0, 1.2 / p.shape[-1] ** 0.5)
     model.save_pretrained(directory)
     checkpoint = Checkpoint.open(directory)
