@@ -13,7 +13,7 @@ def text(data: Mapping[str, Any], only_ops: bool) -> str:
     parts = [_summary(data)] if "model" in data else []
     if "programs" in data:
         parts += [] if only_ops else [_programs(data["programs"])]
-        parts += [_operators(phase, p) for phase, p in data["programs"].items() if p["operators"]]
+        parts += [_operators(phase, p, only_ops) for phase, p in data["programs"].items() if p["operators"]]
     if "passes" in data:
         parts.append(_passes(data["passes"]))
     if data.get("numerics"):
@@ -63,8 +63,10 @@ def _programs(programs: Mapping[str, Any]) -> str:
     return "\n".join([table(header, _safe(rows), right=(3, 4)), *reasons])
 
 
-def _operators(phase: str, p: Mapping[str, Any]) -> str:
-    rows = [[o["op"], str(o["calls"]), size(o["bytes"]), scaled(o["flops"], "FLOP")] for o in p["operators"]]
+def _operators(phase: str, p: Mapping[str, Any], every: bool) -> str:
+    """Without ``every`` those are left out that move nothing: views."""
+    shown = [o for o in p["operators"] if every or o["bytes"]]
+    rows = [[o["op"], str(o["calls"]), size(o["bytes"]), scaled(o["flops"], "FLOP")] for o in shown]
     return table([f"operators of {phase}", "calls", "bytes moved", "work"], _safe(rows), right=(1, 2, 3))
 
 

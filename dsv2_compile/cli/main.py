@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"{self.prog} --help shows what there is.")
 
 
-def parser() -> Parser:
+def overview() -> Parser:
+    """What is shown and said where no command was given."""
     top = Parser(
         prog="dsv2-compile",
         description="Compiles DeepSeek-V2 checkpoints to engines that are checked against the eager model.",
@@ -58,13 +59,18 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"dsv2-compile {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
-        p = commands.add_parser(command.name, help=command.help, description=command.help)
-        command.arguments(p)
-        common = p.add_argument_group("output")
-        common.add_argument("--json", action="store_true", help="exactly one JSON object on standard output")
-        common.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
-        common.add_argument("-v", "--verbose", action="store_true", help="a trace with every error, all warnings")
+        commands.add_parser(command.name, help=command.help)
     return top
+
+
+def parser_of(command: Command) -> Parser:
+    parser = Parser(prog=f"dsv2-compile {command.name}", description=command.help)
+    command.arguments(parser)
+    common = parser.add_argument_group("output")
+    common.add_argument("--json", action="store_true", help="exactly one JSON object on standard output")
+    common.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
+    common.add_argument("-v", "--verbose", action="store_true", help="a trace with every error, all warnings")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,8 +88,11 @@ def _main(argv: list[str]) -> int:
     console = Console("--json" in options, bool({"-q", "--quiet"} & {*options}), bool({"-v", "--verbose"} & {*options}))
     with _warnings_to(console):
         try:
-            args = parser().parse_args(argv)
-            result = COMMANDS[args.command].run(args, console)
+            if name == NO_COMMAND:
+                overview().parse_args(argv)
+                raise UsageError("The command must come first.", "dsv2-compile --help shows what there is.")
+            args = parser_of(COMMANDS[name]).parse_intermixed_args(argv[1:])
+            result = COMMANDS[name].run(args, console)
         except SystemExit as e:  # --help and --version
             return _flushed(console, int(e.code or 0))
         except BaseException as e:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_INPUT = 16 << 20
 """Bytes read from standard input: far above what the longest context holds."""
 
+DRAWING = ("top_k", "top_p", "seed")
+"""Options with an effect on random draws only."""
+
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     engine_argument(parser)
@@ -31,11 +34,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=at_least(1), default=128, metavar="N", help="per prompt (128)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: from all (0)")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that sum to P (1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random draws (0)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest (all)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that sum to P (1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the random draws (0)")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="per program call (all cores)")
     parser.add_argument("--ids", action="store_true", help="prompts and output are token ids: '17 4 256'")
 
@@ -43,10 +44,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, console: Console) -> Result:
     texts = args.prompts or [_standard_input()]
     given = [_ids(text) for text in texts] if args.ids else None
+    drawing = {name: value for name in DRAWING if (value := getattr(args, name)) is not None}
+    if drawing and args.temperature == 0:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in drawing)
+        raise UsageError(
+            f"{flags} has no effect at temperature 0.", "Give a --temperature such as 0.7, or leave it out."
+        )
     console.progress("loading", 0, 0)
     from dsv2_compile.runtime import Engine, Sampling
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    sampling = Sampling(args.temperature, **drawing)
     start = time.perf_counter()
     with Engine.load(args.engine, args.threads) as engine:
         loaded = time.perf_counter()
@@ -65,7 +72,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         counts = [len(ids) for ids in prompts], [len(tokens) for tokens in shown.tokens]
         stats = _stats(loaded - start, first - loaded, time.perf_counter() - first, *counts)
         console.note(_told(stats))
-        data = {"engine": str(args.engine), "status_of_engine": engine.manifest.status, "sampling": asdict(sampling)}
+        data = {"engine": str(args.engine), "engine_status": engine.manifest.status, "sampling": asdict(sampling)}
         return Result({**data, "completions": _completions(engine, shown, counts[0]), "stats": stats})
 
 
