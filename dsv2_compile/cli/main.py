@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from dsv2_compile import __version__
 from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, verify
 from dsv2_compile.cli.command import Command, Result
-from dsv2_compile.cli.failures import Stopped, stopping_on_signals, translate
+from dsv2_compile.cli.failures import InternalError, Stopped, stopping_on_signals, translate
 from dsv2_compile.cli.output import Console
 from dsv2_compile.errors import Dsv2Error, UsageError
 
@@ -125,7 +125,8 @@ def envelope(name: str, code: int, notes: Sequence[str], result: Result) -> dict
 
 
 def _error(e: Dsv2Error) -> dict[str, Any]:
-    return {"code": type(e).__name__, "cause": e.cause, "remedy": e.remedy, "problems": list(e.problems)}
+    kind = InternalError if type(e) is Dsv2Error else type(e)
+    return {"code": kind.__name__, "cause": e.cause, "remedy": e.remedy, "problems": list(e.problems)}
 
 
 def _flushed(console: Console, code: int) -> int:
