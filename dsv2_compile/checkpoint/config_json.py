@@ -30,9 +30,9 @@ _INTEGERS: dict[str, Span] = {
     "num_hidden_layers": Span(1, 1024),
     "num_attention_heads": _HEADS,
     "kv_lora_rank": _SIZE,
-    "qk_nope_head_dim": Span(1, 1 << 16),
-    "qk_rope_head_dim": Span(2, 1 << 16),
-    "v_head_dim": Span(1, 1 << 16),
+    "qk_nope_head_dim": Span(1, 4096),
+    "qk_rope_head_dim": Span(2, 1024),
+    "v_head_dim": Span(1, 4096),
     "intermediate_size": _SIZE,
     "first_k_dense_replace": Span(0, 1024),
     "max_position_embeddings": Span(1, 1 << 24),
@@ -48,6 +48,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "mlp_bias": (False, "feed-forward layers with biases are not supported"),
     "hidden_act": ("silu", "no other activation is supported"),
     "scoring_func": ("softmax", "DeepSeek-V2 gates with softmax; sigmoid is DeepSeek-V3's"),
+    "partial_rotary_factor": (1, "all of qk_rope_head_dim is rotated"),
     "moe_layer_freq": (1, "every layer after the dense ones must have experts"),
     "quantization_config": (None, "quantised checkpoints are not read; take the bf16 one"),
     "compression_config": (None, "compressed checkpoints are not read; take the bf16 one"),
@@ -79,7 +80,7 @@ _UNUSED = frozenset(
 class ParsedConfig:
     """``dtype``: what config.json says of the stored weights, None if nothing."""
 
-    config: ModelConfig
+    model: ModelConfig
     dtype: str | None
     remote_code: bool
     notes: tuple[str, ...]
@@ -95,7 +96,7 @@ def parse(data: bytes) -> ParsedConfig:
     dtype = _dtype(fields)
     if problems:
         raise ModelError(
-            f"config.json does not describe a model that can be compiled: {len(problems)} problems.",
+            f"config.json does not describe a model that can be compiled; keys to correct: {len(problems)}.",
             "Take config.json from the published model, or correct these keys.",
             problems,
         )

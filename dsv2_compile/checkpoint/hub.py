@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ def fetch(model: str, revision: str | None, names: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     with _hub_errors(model, revision):
-        return Path(snapshot_download(model, revision=revision, allow_patterns=[_literal(n) for n in names]))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=[glob.escape(n) for n in names]))
 
 
 def fetch_settings(model: str, revision: str | None) -> Path:
@@ -40,11 +41,6 @@ def fetch_settings(model: str, revision: str | None) -> Path:
     from dsv2_compile.checkpoint.shards import INDEX
 
     return fetch(model, revision, [*aux_files.NAMES, INDEX])
-
-
-def _literal(name: str) -> str:
-    """``name`` as a pattern that matches nothing else."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def match_layout(config: ModelConfig, weights: Weights) -> Stored:
         _check_tied(stored.pop(_HEAD), matched[_EMBEDDING], weights)
     unread = {name for name, (_, entry) in stored.items() if _BUFFER.fullmatch(name) or not entry.nbytes}
     if unread:
-        weights.notes.append(f"{len(unread)} tensors are empty or rotary_emb.inv_freq buffers, and not read")
+        weights.notes.append(f"not read, as empty or derived (rotary_emb.inv_freq): {len(unread)} tensors")
     weights.problems += [f"{short(n)[1:-1]}: not a tensor of this model" for n in sorted(stored.keys() - unread)]
     weights.problems += _dtype_problems(matched)
     return matched

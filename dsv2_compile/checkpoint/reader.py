@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv2_compile.checkpoint import aux_files, config_json, hub
+from dsv2_compile.checkpoint.config_json import ParsedConfig
 from dsv2_compile.checkpoint.match import match_layout, stored_dtype
 from dsv2_compile.checkpoint.shards import Stored, read_weights, shard_names
 from dsv2_compile.config import ModelConfig
@@ -51,7 +52,7 @@ class Checkpoint:
     dtype: str
     aux_files: tuple[Path, ...]
     notes: tuple[str, ...]
-    _tensors: Stored
+    _tensors: Stored = field(repr=False, compare=False)
 
     @classmethod
     def open(
@@ -64,15 +65,7 @@ class Checkpoint:
         """
         path, remote = _locate(model, revision, progress)
         names = _listing(path)
-        if aux_files.CONFIG not in names:
-            raise ModelError(f"{path} has no config.json.", "Give the folder of a Hugging Face checkpoint.")
-        parsed = config_json.parse(aux_files.read(path, aux_files.CONFIG))
-        extra = aux_files.check(path, names, parsed.config)
-        config = parsed.config
-        notes = [*parsed.notes]
-        if aux_files.GENERATION in extra.json:
-            eos = config_json.generation_eos(extra.json[aux_files.GENERATION], config)
-            config = replace(config, eos_token_ids=eos or config.eos_token_ids)
+        config, notes, aux = _settings(path, names)
         if remote:
             progress(f"weights of {model}", 0, 0)
             hub.fetch(str(model), path.name, shard_names(path, names))
@@ -80,19 +73,17 @@ class Checkpoint:
             if not hub.is_commit(revision):
                 notes.append(f"revision {revision or 'main'} is not pinned; it is now {path.name}")
         progress("checkpoint headers", 0, 0)
-        weights = read_weights(path, names)
-        tensors = match_layout(config, weights)
-        if weights.problems:
-            raise _refused(path, weights.problems)
-        dtype = stored_dtype(tensors)
-        notes += weights.notes
-        notes += _code_notes(names, parsed.remote_code)
-        if parsed.dtype not in (None, dtype):
-            notes.append(f"config.json says {parsed.dtype}, the tensors are {dtype}")
-        name = str(model) if remote else path.name
-        commit = path.name if remote else None
-        files = tuple(path / n for n in extra.names)
-        out = cls(path, name, config, commit, dtype, files, tuple(notes), tensors)
+        tensors, dtype, more = _weights(path, names, config)
+        out = cls(
+            path=path,
+            name=str(model) if remote else path.name,
+            config=config.model,
+            revision=path.name if remote else None,
+            dtype=dtype,
+            aux_files=aux,
+            notes=(*notes, *more),
+            _tensors=tensors,
+        )
         if strict and (found := out.nonfinite(progress)):
             raise ModelError(
                 f"{len(found)} tensors hold NaN or infinity.",
@@ -140,12 +131,11 @@ class Checkpoint:
 
 def _locate(model: str | Path, revision: str | None, progress: Progress) -> tuple[Path, bool]:
     """(folder, whether it is of the hub). Of a hub model only the settings are there yet."""
-    path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(model):
         if revision is not None:
             raise UsageError(f"{model} is a directory: --revision has no effect.", "Leave --revision out.")
-        return Path(os.path.abspath(path)), False
-    if path.exists():
+        return Path(os.path.abspath(model)), False
+    if os.path.exists(model):
         raise UsageError(f"{model} is a file.", "Give the directory that holds config.json and the weights.")
     if not isinstance(model, str) or not hub.is_hub_id(model):
         raise UsageError(f"{model} is no directory, and not a hub id.", "Give a directory, or OWNER/NAME of the hub.")
@@ -164,27 +154,47 @@ def _listing(path: Path) -> frozenset[str]:
     return names
 
 
-def _refused(path: Path, problems: list[str]) -> ModelError:
-    if any("incomplete" in p for p in problems):
-        remedy = "Fetch the files that are incomplete again; what else is listed may follow from them."
-    else:
-        remedy = "The files must be those of one model, with its config.json; download them again."
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return ModelError(f"The weights in {path} do not fit: {count}.", remedy, _capped(problems))
+def _settings(path: Path, names: Collection[str]) -> tuple[ParsedConfig, list[str], tuple[Path, ...]]:
+    """What is read before any weights: the configuration, notes on it, and the files to copy."""
+    if aux_files.CONFIG not in names:
+        raise ModelError(f"{path} has no config.json.", "Give the folder of a Hugging Face checkpoint.")
+    parsed = config_json.parse(aux_files.read(path, aux_files.CONFIG))
+    aux = aux_files.check(path, names, parsed.model)
+    if aux_files.GENERATION in aux.json:
+        eos = config_json.generation_eos(aux.json[aux_files.GENERATION], parsed.model)
+        parsed = replace(parsed, model=replace(parsed.model, eos_token_ids=eos or parsed.model.eos_token_ids))
+    scripts = sorted(n for n in names if n.endswith(".py"))
+    notes = list(parsed.notes)
+    if scripts or parsed.remote_code:
+        which = ", ".join(ascii(n)[1:-1] for n in scripts[:10]) or "what auto_map in config.json names"
+        notes.append(f"code of the checkpoint is not executed: {which}")
+    return parsed, notes, tuple(path / n for n in aux.names)
+
+
+def _weights(path: Path, names: Collection[str], config: ParsedConfig) -> tuple[Stored, str, list[str]]:
+    """The tensors by published name, their dtype, and notes; ModelError listing all that does not fit."""
+    weights = read_weights(path, names)
+    problems = weights.problems
+    tensors = {} if problems and not weights.stored else match_layout(config.model, weights)
+    if problems:
+        if any("incomplete" in p for p in problems):
+            remedy = "Fetch the files that are incomplete again; what else is listed may follow from them."
+        else:
+            remedy = "The files must be those of one model, with its config.json; take them again."
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ModelError(f"The weights in {path} cannot be used: {count}.", remedy, _capped(problems))
+    dtype = stored_dtype(tensors)
+    if config.dtype not in (None, dtype):
+        weights.notes.append(f"config.json says {config.dtype}, the tensors are {dtype}")
+    return tensors, dtype, weights.notes
 
 
 def _capped(lines: list[str]) -> list[str]:
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
 
 
-def _code_notes(names: Collection[str], remote_code: bool) -> Iterator[str]:
-    scripts = sorted(n for n in names if n.endswith(".py"))
-    if scripts or remote_code:
-        which = ", ".join(ascii(n)[1:-1] for n in scripts[:10]) or "what auto_map in config.json names"
-        yield f"code of the checkpoint is not executed: {which}"
-
-
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
+"""Elements: small enough for the cache."""
 
 
 def _count_nonfinite(tensor: torch.Tensor) -> tuple[int, int]:

@@ -46,12 +46,13 @@ def parse_rope(config: Fields) -> RopeConfig | None:
 
 def _parse(fields: Fields) -> tuple[tuple[tuple[str, Any], ...], float | None]:
     """(fields of RopeConfig without theta, theta)."""
+    before = len(fields.problems)
     names = [fields.choice(key, _KINDS, None) for key in ("rope_type", "type")]
     if None not in names and names[0] != names[1]:
         fields.refuse("type", f"{names[1]}, but rope_type is {names[0]}")
-    if "rope_type" not in fields.data and "type" not in fields.data:
-        fields.refuse("rope_type", f"missing; it must be one of {', '.join(_KINDS)}")
     kind = names[0] or names[1]
+    if kind is None and len(fields.problems) == before:
+        fields.refuse("rope_type", f"missing; it must be one of {', '.join(_KINDS)}")
     theta = fields.number("rope_theta", _THETA, None)
     for key, (value, reason) in _ONLY.items():
         fields.only(key, value, reason)

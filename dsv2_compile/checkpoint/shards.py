@@ -51,8 +51,8 @@ def read_weights(root: Path, names: Collection[str]) -> Weights:
         read = set(files.values())
     else:
         raise _no_weights(names)
-    if unread := sorted(n for n in names if n.endswith(".safetensors") and n not in read):
-        weights.notes.append(f"not read, as nothing names them: {', '.join(map(short, unread[:10]))}")
+    if unread := sorted(n for n in names if n.endswith((".safetensors", *_PICKLED)) and n not in read):
+        weights.notes.append(f"not read: {', '.join(map(short, unread[:10]))}")
     return weights
 
 
@@ -134,4 +134,7 @@ def _no_weights(names: Collection[str]) -> ModelError:
             f"The checkpoint has safetensors files ({', '.join(map(short, loose[:3]))}) but no {INDEX}.",
             f"Take {INDEX} from the published model; a single file must be called {SINGLE}.",
         )
-    return ModelError(f"The checkpoint has no weights: neither {SINGLE} nor {INDEX}.", "Download the model again.")
+    return ModelError(
+        f"The checkpoint has no weights: neither {SINGLE} nor {INDEX}.",
+        "Take a model or revision that has safetensors.",
+    )
