@@ -17,7 +17,7 @@ engine: $(VENV)/installed
 	$(DSV2) run $(WORK)/engine "The cache of a latent attention layer" --max-new-tokens 48
 
 test: $(VENV)/tested lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check
@@ -25,7 +25,7 @@ lint: $(VENV)/tested
 	$(BIN)/mypy
 
 test-slow: $(VENV)/tested
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
