@@ -229,8 +229,9 @@ def test_130_and_143_in_the_middle_of_a_text(toy, number):
 SLOW_TO_STOP = """
 import time, dsv2_compile.runtime as r
 def load(*a):
-    print("working", file=sys.stderr, flush=True)
-    try: time.sleep(60)
+    try:
+        print("working", file=sys.stderr, flush=True)
+        time.sleep(60)
     finally:
         print("cleaning", file=sys.stderr, flush=True)
         time.sleep(60)
