@@ -227,6 +227,6 @@ def _check_consistency(fields: Fields, values: dict[str, Any]) -> None:
     rule(
         "topk_group",
         "topk_group num_experts_per_tok " + groups,
-        lambda kept, top, g, e: e % g != 0 or kept * (e // g) >= top,
+        lambda kept, top, g, e: e % g != 0 or top > e or kept * (e // g) >= top,
         "{0} groups of n_routed_experts / n_group experts are fewer than num_experts_per_tok, {1}",
     )
