@@ -63,7 +63,7 @@ _AGAIN = (
 
 
 def _explained(e: Exception, model: str, revision: str | None) -> Dsv2Error:
-    """The innermost cause that is known decides: the client wraps what went wrong in "not in the cache"."""
+    """The innermost cause that is known decides: the client wraps what went wrong, often in "not in the cache"."""
     from huggingface_hub import errors
 
     at = f"{model} at {revision}" if revision else model
@@ -82,10 +82,12 @@ def _explained(e: Exception, model: str, revision: str | None) -> Dsv2Error:
             _OFFLINE,
         ),
     )
-    for link in reversed(chain):
+    inner_first = chain[::-1]
+    for link in inner_first:
         for kind, error, cause_line, remedy in known:
             if isinstance(link, kind):
                 return error(cause_line, remedy)
+    for link in inner_first:
         if getattr(link, "errno", None) == errno.ENOSPC:
             return ResourceError(
                 f"The disk is full: {at} is not complete.", "Free disk space, or set HF_HOME elsewhere."
