@@ -1,0 +1,141 @@
+"""An engine, through the runtime a program would embed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv2_compile.bench.machine import Machine, machine, own_memory
+from dsv2_compile.bench.measure import Ints, Measurements, Progress, Workload, measure
+from dsv2_compile.config import ModelConfig
+from dsv2_compile.runtime import Engine, Session
+
+COSTS = "programs.json"
+_CACHE_ITEM = 4  # bytes of a cached value: float32
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of a decode step: the bytes it must move by the engine's own cost table, and their share of memory bandwidth."""
+
+    context: int
+    bytes_per_step: int
+    gbps: float
+    share_of_bandwidth: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """``traffic`` is empty where the engine's cost table does not hold for the batch.
+
+    ``peak_rss_bytes`` counts weights mapped from files, ``private_bytes``, after the run, does not.
+    """
+
+    subject: str
+    path: str
+    machine: Machine
+    workload: Workload
+    load_seconds: float
+    peak_rss_bytes: int
+    private_bytes: int
+    measurements: Measurements
+    traffic: tuple[Traffic, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_engine(
+    path: str | Path,
+    prompt_lengths: Sequence[int] = (128,),
+    contexts: Sequence[int] = (128,),
+    batch: int = 1,
+    decode_steps: int = 32,
+    threads: int | None = None,
+    capacity: int | None = None,
+    repeats: int = 3,
+    seconds: float | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> BenchReport:
+    """Load the engine at ``path`` and measure it, see `Workload`; threads None: all cores we may use.
+
+    One engine per process gives the cleanest figures: ONNX Runtime's threads spin. Raises what
+    `Engine.load` raises, and UsageError for a workload beyond the engine's limits.
+    """
+    cores = threads or len(os.sched_getaffinity(0))
+    work = Workload(tuple(prompt_lengths), tuple(contexts), batch, decode_steps, repeats, cores, capacity, seconds)
+    progress("load", 0, 0)
+    start = time.perf_counter()
+    engine = Engine.load(path, threads=cores)
+    loaded = time.perf_counter() - start
+    with engine, engine.session(batch, work.positions) as session:
+        measurements = measure(EngineSubject(engine.config, session), work, progress)
+        memory = own_memory()
+    return BenchReport(
+        "engine",
+        Path(path).name,
+        machine(),
+        work,
+        loaded,
+        memory["peak_rss"],
+        memory["private"],
+        measurements,
+        traffic(Path(path), engine, measurements, work),
+    )
+
+
+class EngineSubject:
+    """A session as a `measure.Subject`."""
+
+    def __init__(self, config: ModelConfig, session: Session) -> None:
+        self.vocab_size = config.vocab_size
+        self._session = session
+        self._held = 0
+
+    def prefill(self, tokens: Ints) -> Ints:
+        self._held = tokens.shape[1]
+        return _top(self._session.prefill(tokens, np.full(len(tokens), tokens.shape[1])))
+
+    def at(self, tokens: Ints) -> None:
+        new = tokens.shape[1] - self._held
+        if self._held == 0 or new < 0:
+            self.prefill(tokens)
+        elif new:
+            self._session.extend(tokens[:, self._held :], np.full(len(tokens), new))
+            self._held += new
+
+    def decode(self, tokens: Ints) -> Ints:
+        self._held += 1
+        return _top(self._session.decode(tokens))
+
+
+def _top(logits: np.ndarray[Any, np.dtype[np.float32]]) -> Ints:
+    top: Ints = logits.argmax(-1)
+    return top
+
+
+def traffic(root: Path, engine: Engine, measurements: Measurements, work: Workload) -> tuple[Traffic, ...]:
+    """Of each decode point. The cost table holds at one context; a further cached position is one row per layer."""
+    file = root / COSTS
+    if not file.is_file() or engine.manifest.programs["decode"].mla_form == "expanded":
+        return ()
+    decode = json.loads(file.read_bytes())["decode"]
+    if (decode["sizes"]["batch"], decode["sizes"]["tokens"]) != (work.batch, 1):
+        return ()
+    table = sum(op["bytes"] for op in decode["operators"])
+    row = engine.config.num_hidden_layers * engine.config.cache_dim * _CACHE_ITEM
+    points = []
+    for point in measurements.decode:
+        middle = point.context + work.decode_steps // 2
+        moved = table + row * work.batch * (middle - decode["sizes"]["context"])
+        gbps = moved / point.ms.median / 1e6
+        points.append(Traffic(point.context, moved, gbps, gbps / point.bandwidth_gbps))
+    return tuple(points)
