@@ -116,5 +116,7 @@ def test_an_unpacked_wheel_works_away_from_the_tree(wheel, tmp_path):
         "print(dsv2_compile.__file__, p.__file__)"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+    )
     assert all(f.startswith(str(tmp_path)) for f in out.stdout.split()), out.stdout
