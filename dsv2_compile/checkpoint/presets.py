@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from dsv2_compile.checkpoint.config_json import parse
 from dsv2_compile.config import ModelConfig, RopeConfig
-from dsv2_compile.errors import UsageError
+from dsv2_compile.errors import ModelError, UsageError
 
 _YARN = RopeConfig(kind="yarn", factor=40.0, mscale=1.0, mscale_all_dim=1.0)
 _SHORT_YARN = replace(_YARN, factor=8.0, original_max_position_embeddings=512)
@@ -113,16 +115,16 @@ SHORT_NAMES = {
     "shared_experts": "n_shared_experts",
     "experts_per_token": "num_experts_per_tok",
     "vocab": "vocab_size",
+    "eos_token_id": "eos_token_ids",
 }
-_OVERRIDABLE = {f.name for f in fields(ModelConfig)}
-_MAY_BE_ZERO = {"n_shared_experts", "first_k_dense_replace", "n_routed_experts"}
+_OVERRIDABLE = {f.name for f in fields(ModelConfig)} - {"rope"}
 
 
 def configure(preset: str, overrides: Mapping[str, Any]) -> ModelConfig:
     """``preset`` with ``overrides``, keyed by the fields of `ModelConfig` or by `SHORT_NAMES`.
 
     A smaller vocabulary moves the bos and eos tokens to its end. UsageError for a name that does not
-    exist, and for sizes that do not fit together.
+    exist, and for settings that the reader of checkpoints would refuse.
     """
     if preset not in PRESETS:
         raise UsageError(f"There is no preset {preset!r}.", f"Choose one of {', '.join(PRESETS)}.")
@@ -133,35 +135,17 @@ def configure(preset: str, overrides: Mapping[str, Any]) -> ModelConfig:
             f"Choose from {', '.join([*SHORT_NAMES, *sorted(_OVERRIDABLE)])}.",
         )
     config = replace(PRESETS[preset], **changes)
-    if "vocab_size" in changes and not {"bos_token_id", "eos_token_ids"} & changes.keys():
+    if isinstance(config.eos_token_ids, int):
+        config = replace(config, eos_token_ids=(config.eos_token_ids,))
+    elif isinstance(config.vocab_size, int) and not {"bos_token_id", "eos_token_ids"} & changes.keys():
         last = config.vocab_size - 1
-        if max((config.bos_token_id or 0, *config.eos_token_ids)) > last:
+        if last < max(config.eos_token_ids):
             config = replace(config, bos_token_id=last - 1, eos_token_ids=(last,))
-    if problems := _problems(config):
-        raise UsageError("These sizes make no model.", "Change the settings named above.", problems)
+    try:
+        parse(json.dumps(published_config(config, "bfloat16")).encode())
+    except ModelError as e:
+        raise UsageError("These settings make no model.", "Change the settings named above.", e.problems) from None
     return config
-
-
-def _problems(c: ModelConfig) -> list[str]:
-    sizes = {name: value for name, value in vars(c).items() if isinstance(value, int) and "token_id" not in name}
-    found = [f"{n} is {v}" for n, v in sizes.items() if v < (n not in _MAY_BE_ZERO) and not isinstance(v, bool)]
-    if found:
-        return found
-    ids = [i for i in (c.bos_token_id, *c.eos_token_ids) if i is not None]
-    rules = {
-        "qk_rope_head_dim must be even": c.qk_rope_head_dim % 2 == 0,
-        "every special token id must be below vocab_size, once": len(set(ids)) == len(ids)
-        and all(0 <= i < c.vocab_size for i in ids),
-        "topk_method must be greedy or group_limited_greedy": c.topk_method in ("greedy", "group_limited_greedy"),
-        "num_experts_per_tok must not be above n_routed_experts": not c.n_routed_experts
-        or c.num_experts_per_tok <= c.n_routed_experts,
-        "n_group must divide n_routed_experts": not c.grouped or c.n_routed_experts % c.n_group == 0,
-        "topk_group must not be above n_group": not c.grouped or c.topk_group <= c.n_group,
-        "topk_group groups must hold num_experts_per_tok experts": not c.grouped
-        or not c.n_routed_experts
-        or c.num_experts_per_tok <= c.topk_group * c.n_routed_experts // c.n_group,
-    }
-    return [rule for rule, holds in rules.items() if not holds]
 
 
 def published_config(c: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -177,14 +161,14 @@ def published_config(c: ModelConfig, dtype: str) -> dict[str, Any]:
             "original_max_position_embeddings": c.rope.original_max_position_embeddings,
             "type": "yarn",
         }
-    eos = c.eos_token_ids[0] if len(c.eos_token_ids) == 1 else list(c.eos_token_ids) or None
+    eos = list(c.eos_token_ids) or None
     return {
         "architectures": ["DeepseekV2ForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "aux_loss_alpha": 0.001,
         "bos_token_id": c.bos_token_id,
-        "eos_token_id": eos,
+        "eos_token_id": eos[0] if eos and len(eos) == 1 else eos,
         "ep_size": 1,
         "first_k_dense_replace": c.first_k_dense_replace,
         "hidden_act": "silu",

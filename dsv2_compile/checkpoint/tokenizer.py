@@ -18,9 +18,11 @@ def tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
 
     Any text survives encoding and decoding. Every id is below the vocabulary's size; where the
     training text has too few pairs left to merge, the ids after the last one mean nothing.
-    UsageError if the vocabulary has no room for 256 bytes and the special tokens.
+    UsageError if the vocabulary has no room for 256 bytes and the special tokens, or two of these share an id.
     """
     special = _special(config)
+    if len(set(special.values())) < len(special):
+        raise UsageError("Two special tokens have one id.", "Give bos_token_id and eos_token_id different values.")
     room = config.vocab_size - len(special)
     if room < _BYTES:
         raise UsageError(
