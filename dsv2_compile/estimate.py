@@ -85,6 +85,6 @@ def _block(recipe: Recipe, dtype: torch.dtype) -> int:
 
 
 def _golden_bytes(config: ModelConfig) -> int:
-    """Rows of every position and logits of most, by the oracle in fp64 and by eager mode in fp32."""
+    """Rows of every position and logits of most, by the oracle in fp64."""
     positions = plans.SEQUENCES * (plans.PROMPT + plans.STEPS)
-    return positions * 12 * (config.num_hidden_layers * config.cache_dim + config.vocab_size)
+    return positions * 8 * (config.num_hidden_layers * config.cache_dim + config.vocab_size)

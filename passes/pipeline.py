@@ -131,6 +131,6 @@ def check_lowerable(program: Program) -> None:
     if left:
         raise PassError(
             f"no pass fuses {', '.join(sorted(left))} of the {program.phase} graph, and no backend lowers it",
-            "write the reference with the operators that the passes match, or add a pass or a rule and an entry in LOWERABLE",
+            "use operators that the passes match, or add a pass, or a rule in every backend and an entry in LOWERABLE",
             [f"{name}: {node.name}{written(node)}" for name, node in sorted(left.items())],
         )

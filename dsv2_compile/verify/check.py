@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
+from dsv2_compile.errors import UsageError
+from dsv2_compile.verify import diagnosis
 from dsv2_compile.verify import golden as goldens
+from dsv2_compile.verify.diagnosis import Finding, Verdicts
 from dsv2_compile.verify.drive import EngineLike, Recording, run_all
 from dsv2_compile.verify.golden import Golden
-from dsv2_compile.verify.metrics import Array, errors, top1
+from dsv2_compile.verify.metrics import FIGURES, Array, Figures, errors, figures, top1, upper
 from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.verify.report import Agreement, Consistency, Report, Section
-from dsv2_compile.verify.rule import Verdict, diagnosis, eps, judge, tolerance
+from dsv2_compile.verify.rule import Verdict, eps, judge, tolerance
 
 if TYPE_CHECKING:
     from dsv2_compile.checkpoint import Checkpoint
@@ -35,8 +39,8 @@ def verify_engine(
 ) -> Report:
     """Check the engine at ``path`` by its golden data; with ``checkpoint`` these are computed afresh as well.
 
-    Raises what `Engine.load` raises, and IntegrityError for golden data that do not fit the engine. A failed
-    check is not raised: see `Report.passed` and `Report.require`.
+    Raises what `Engine.load` raises, IntegrityError for golden data that do not fit the engine, and UsageError if
+    it has none and no ``checkpoint`` is given. A failed check is not raised: see `Report.passed`, `Report.require`.
     """
     import warnings
 
@@ -46,8 +50,20 @@ def verify_engine(
         warnings.simplefilter("ignore")  # an engine being verified is not verified yet
         engine = Engine.load(path, threads)
     with engine:
-        golden = goldens.read(Path(path), engine.config)
-        report = check(engine, engine.config, golden, str(Path(path).name), progress)
+        name, m = Path(path).name, engine.manifest
+        if goldens.DATA in m.files:
+            golden = goldens.read(Path(path), engine.config)
+        elif checkpoint is not None:
+            golden = goldens.make(
+                engine.config, checkpoint, m.dtype, m.max_batch_size, m.max_seq_len, progress=progress
+            )
+            return check(engine, engine.config, golden, name, progress)
+        else:
+            raise UsageError(
+                f"{path} holds no golden data: it was built without the numeric check.",
+                "Give the checkpoint it was built from, or rebuild it.",
+            )
+        report = check(engine, engine.config, golden, name, progress)
     if checkpoint is None:
         return report
     fresh = goldens.compute(engine.config, checkpoint, golden.dtype, golden.plan, progress)
@@ -62,30 +78,21 @@ def oracle_difference(stored: Golden, fresh: Golden) -> float:
 
 def check(engine: EngineLike, config: ModelConfig, golden: Golden, name: str, progress: Progress = silent) -> Report:
     """Run every path of the plan, ``batch`` twice, and judge what came out."""
-    plan = golden.plan
-    names = [*plan.paths, "batch"]
-    runs = run_all(engine, plan, names, progress)
+    runs = run_all(engine, golden.plan, [*golden.plan.paths, "batch"], progress)
     sections = tuple(s for path, records in runs.items() for s in _sections(config, golden, path, records[0]))
-    findings: dict[str, str] = {}
-    for path in runs:
-        for phase in dict.fromkeys(s.phase for s in sections if s.path == path):
-            verdicts = {s.layer: s.verdict for s in sections if (s.path, s.phase) == (path, phase)}
-            found = diagnosis(verdicts, config)
-            if found:
-                findings[f"{path}, {phase}"] = found[1]
     return Report(
         engine=name,
         dtype=golden.dtype,
         oracle_dtype=golden.oracle_dtype,
         sections=sections,
-        findings=findings,
+        findings=_findings(config, golden, sections, {path: records[0] for path, records in runs.items()}),
         top1=tuple(_agreement(config, golden, path, records[0]) for path, records in runs.items()),
         consistency=tuple(
             _consistency(runs["batch"][0], records[0], path)
             for path, records in runs.items()
             if path not in ("batch", "far")
         ),
-        repeatable=len(runs["batch"]) == 2 and _same(*runs["batch"]),
+        repeatable=_same(*runs["batch"]) if len(runs["batch"]) == 2 else None,
         padding_nan=sum(r.padding_nan for records in runs.values() for r in records),
         routing=golden.routing,
     )
@@ -97,22 +104,26 @@ def _sections(config: ModelConfig, golden: Golden, path: str, record: Recording)
     for phase in dict.fromkeys(record.phase[record.seen].tolist()):
         mine = record.seen & (record.phase == phase)
         for layer in range(config.num_hidden_layers):
-            values = record.rows[layer], golden.oracle_rows[layer], golden.eager_rows[layer]
+            values = record.rows[layer], golden.oracle_rows[layer], golden.e0_rows[:, layer]
             out.append(_section(config, golden, path, phase, layer, mine, golden.clean[layer], values))
-        at, values = _logits(golden, record, mine)
-        if len(at):
-            every = np.ones(len(at), bool)
-            out.append(_section(config, golden, path, phase, None, every, golden.clean[-1][at], values))
+        index = _probed(golden, record, mine)
+        if index.any():
+            actual = np.full(golden.oracle_logits.shape, np.nan, np.float32)
+            for i in np.flatnonzero(index):
+                actual[i] = record.logits[golden.plan.probes[i]]
+            values = actual, golden.oracle_logits, golden.e0_logits
+            out.append(_section(config, golden, path, phase, None, index, _clean_probes(golden), values))
     return out
 
 
-def _logits(golden: Golden, record: Recording, mine: Mask) -> tuple[NDArray[np.int64], tuple[Array, Array, Array]]:
-    """Positions in ``mine`` with logits, and there those of the engine, the oracle and eager mode."""
-    probes = golden.plan.probes
-    index = [i for i, p in enumerate(probes) if p in record.logits and mine[p]]
-    at = np.array([probes[i] for i in index], np.int64)
-    actual = np.array([record.logits[p] for p in at.tolist()]).reshape(len(at), -1)
-    return at, (actual, golden.oracle_logits[index], golden.eager_logits[index])
+def _probed(golden: Golden, record: Recording, mine: Mask) -> Mask:
+    """Which of the probes have logits in ``record``, among the positions ``mine``."""
+    return np.array([p in record.logits and bool(mine[p]) for p in golden.plan.probes])
+
+
+def _clean_probes(golden: Golden) -> Mask:
+    clean: Mask = golden.clean[-1][list(golden.plan.probes)]
+    return clean
 
 
 def _section(
@@ -127,11 +138,11 @@ def _section(
 ) -> Section:
     """Judged on the rows no flip can reach, the others apart. Where a flip may reach all, all are judged
     against an e0 that has flips of its own, and the section says so."""
-    actual, exact, eager = values
+    actual, exact, e0 = values
     allowance = eps(config, layer, golden.dtype)
 
     def verdict(rows: Mask) -> Verdict:
-        return judge(errors(actual[rows], exact[rows]), errors(eager[rows], exact[rows]), allowance)
+        return judge(errors(actual[rows], exact[rows]), _e0(e0, rows, clean), allowance)
 
     judged, apart = mine & clean, mine & ~clean
     if not judged.any():
@@ -139,13 +150,63 @@ def _section(
     return Section(path, phase, layer, verdict(judged), False, verdict(apart) if apart.any() else None)
 
 
+def _e0(e0: Array, rows: Mask, clean: Mask) -> Figures:
+    """The larger of the figures of ``rows`` and of all rows of the layer that are judged like them."""
+    like = clean if clean[rows].all() else np.ones_like(clean)
+    own, pool = figures(e0[:, rows]), figures(e0[:, like])
+    return Figures(*(max(getattr(own, name), getattr(pool, name)) for name in FIGURES))
+
+
+def _findings(
+    config: ModelConfig, golden: Golden, sections: tuple[Section, ...], records: Mapping[str, Recording]
+) -> tuple[Finding, ...]:
+    verdicts: dict[tuple[str, str], dict[int | None, Verdict]] = {}
+    for s in sections:
+        verdicts.setdefault((s.path, s.phase), {})[s.layer] = s.verdict
+    right = [where for where, v in verdicts.items() if all(x.passed for x in v.values())]
+    found = []
+    for (path, phase), mine in verdicts.items():
+        half = _wrong_half(config, golden, records[path], phase, mine)
+        beside = _beside(path, phase, right)
+        found.append(diagnosis.finding(path, phase, mine, config, half, beside))
+    return tuple(f for f in found if f)
+
+
+def _beside(path: str, phase: str, right: list[tuple[str, str]]) -> str:
+    """What is right where ``phase`` of ``path`` is wrong: the other program, or the same sequence alone."""
+    other = {"prefill": "decode", "decode": "prefill"}[phase]
+    if phase == "decode" and (path, other) in right:
+        return "prefill is right: look at the decode program, or at how the cache is stored and shown to it"
+    if path in ("batch", "chunks") and ("single", phase) in right:
+        return "a single sequence is right: look at padding, slots and the rows of a batch"
+    return "decode is right: look at the prefill program" if (path, other) in right else ""
+
+
+def _wrong_half(config: ModelConfig, golden: Golden, record: Recording, phase: str, verdicts: Verdicts) -> str:
+    """``latent`` or ``key`` if, in the first bad layer, the other half of the rows is within the limit."""
+    bad = diagnosis.first_bad(verdicts, config)
+    if bad is None or "nonfinite" in verdicts[bad].failed:
+        return ""
+    rows = record.seen & (record.phase == phase)
+    rows &= golden.clean[bad] if (rows & golden.clean[bad]).any() else rows
+    a, b = record.rows[bad][rows], golden.oracle_rows[bad][rows]
+    limit, cut = verdicts[bad].limits["rel_l2_p95"], config.kv_lora_rank
+    off = []
+    for half, columns in (("latent", slice(None, cut)), ("key", slice(cut, None))):
+        size = np.maximum(np.linalg.norm(b[:, columns], axis=1), np.finfo(np.float64).tiny)
+        if upper(np.linalg.norm(a[:, columns] - b[:, columns], axis=1) / size) > 2 * limit:
+            off.append(half)
+    return off[0] if len(off) == 1 else ""
+
+
 def _agreement(config: ModelConfig, golden: Golden, path: str, record: Recording) -> Agreement:
     """Top-1 agreement, stable where the margin is beyond what the rule lets two logits move."""
-    at, (actual, exact, eager) = _logits(golden, record, record.seen)
-    clean = golden.clean[-1][at]
-    rows = clean if clean.any() else np.ones(len(at), bool)
-    limit = tolerance(errors(eager[rows], exact[rows]), eps(config, None, golden.dtype))["max_abs"]
-    return Agreement(path, top1(actual[rows], exact[rows], limit), len(at) - int(rows.sum()))
+    shown, clean = _probed(golden, record, record.seen), _clean_probes(golden)
+    rows = shown & clean if (shown & clean).any() else shown
+    actual = np.array([record.logits[golden.plan.probes[i]] for i in np.flatnonzero(rows)])
+    exact = golden.oracle_logits[rows]
+    limits = tolerance(_e0(golden.e0_logits, rows, clean), eps(config, None, golden.dtype), float(np.abs(exact).max()))
+    return Agreement(path, top1(actual, exact, limits["max_abs"]), int(shown.sum() - rows.sum()))
 
 
 def _consistency(base: Recording, other: Recording, path: str) -> Consistency:

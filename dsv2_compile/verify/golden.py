@@ -1,9 +1,10 @@
-"""Golden data: what the oracle and the eager model say about a few sequences, kept inside the engine.
+"""Golden data: what the oracle says about a few sequences and how far eager mode is from it, kept in the engine.
 
 golden/golden.safetensors, by name (N positions of all sequences, L layers, P probed positions):
 tokens int64 [N], lengths, prompts, past int64 [sequences], oracle.rows [L, N, C] and oracle.logits [P, V] in
-the oracle's dtype, eager.rows and eager.logits in fp32, clean uint8 [L + 1, N] (see routing).
-golden/golden.json: dtypes and routing counts. With it an engine is checked again later without the checkpoint.
+the oracle's dtype, e0.rows fp64 [3, L, N] and e0.logits fp64 [3, P] (see metrics.row_errors), clean uint8
+[L + 1, N] (see routing). golden/golden.json: dtypes and routing counts. With it an engine is checked again
+later without the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dsv2_compile.verify import plan as plans
 from dsv2_compile.verify.metrics import Array
 from dsv2_compile.verify.plan import Plan
 from dsv2_compile.verify.progress import Progress, silent
+from dsv2_compile.verify.rule import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
     from dsv2_compile.engine.writer import EngineWriter
@@ -36,15 +38,16 @@ _REMEDY = "Rebuild the engine with this version of dsv2-compile."
 
 @dataclass(frozen=True)
 class Golden:
-    """``clean`` bool [L + 1, N]: rows no router flip can reach; ``routing`` counts choices, unstable, flips."""
+    """``e0_rows``, ``e0_logits``: the row errors of eager mode. ``clean`` bool [L + 1, N]: rows no router flip can
+    reach; ``routing`` counts choices, unstable, flips."""
 
     plan: Plan
     dtype: str
     oracle_dtype: str
     oracle_rows: Array
     oracle_logits: Array
-    eager_rows: Array
-    eager_logits: Array
+    e0_rows: Array
+    e0_logits: Array
     clean: NDArray[np.bool_]
     routing: dict[str, int]
 
@@ -60,8 +63,8 @@ class Golden:
                 "past": np.array(p.past, np.int64),
                 "oracle.rows": np.ascontiguousarray(self.oracle_rows),
                 "oracle.logits": np.ascontiguousarray(self.oracle_logits),
-                "eager.rows": np.ascontiguousarray(self.eager_rows),
-                "eager.logits": np.ascontiguousarray(self.eager_logits),
+                "e0.rows": np.ascontiguousarray(self.e0_rows),
+                "e0.logits": np.ascontiguousarray(self.e0_logits),
                 "clean": self.clean.astype(np.uint8),
             }
         )
@@ -91,10 +94,11 @@ def compute(config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, p
     from dsv2_compile.verify.routing import analyse
 
     wide = "float64" if dtype == "float32" else "float32"
-    exact, eager = (oracle.run(config, source, plan, getattr(torch, d), progress) for d in (wide, dtype))
-    routing = analyse(config, dtype, plan.lengths, exact.router, eager.router)
+    exact = oracle.run(config, source, plan, getattr(torch, wide), progress)
+    noise = oracle.noise(config, source, plan, getattr(torch, dtype), exact, progress)
+    routing = analyse(config, dtype, plan.lengths, exact.router, noise.router, noise.turned)
     counts = {"choices": routing.choices, "unstable": routing.unstable, "flips": routing.flips}
-    return Golden(plan, dtype, wide, exact.rows, exact.logits, eager.rows, eager.logits, routing.clean, counts)
+    return Golden(plan, dtype, wide, exact.rows, exact.logits, noise.rows, noise.logits, routing.clean, counts)
 
 
 def read(root: Path, config: ModelConfig) -> Golden:
@@ -120,16 +124,35 @@ def read(root: Path, config: ModelConfig) -> Golden:
             info["oracle_dtype"],
             t["oracle.rows"],
             t["oracle.logits"],
-            t["eager.rows"],
-            t["eager.logits"],
+            t["e0.rows"],
+            t["e0.logits"],
             t["clean"].astype(bool),
-            info["routing"],
+            {k: int(info["routing"][k]) for k in ("choices", "unstable", "flips")},
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
         raise IntegrityError(f"The golden data of {root} cannot be read: {e}.", _REMEDY) from e
-    layers, rows = config.num_hidden_layers, (config.num_hidden_layers, sum(lengths), config.cache_dim)
-    logits = (len(plan.probes), config.vocab_size)
-    shapes = (golden.oracle_rows.shape, golden.eager_rows.shape, golden.oracle_logits.shape, golden.eager_logits.shape)
-    if shapes != (rows, rows, logits, logits) or golden.clean.shape != (layers + 1, sum(lengths)):
-        raise IntegrityError(f"The golden data of {root} have other shapes than its model.", _REMEDY)
+    found = _misfits(golden, config)
+    if found:
+        raise IntegrityError(f"The golden data of {root} do not fit its model.", _REMEDY, found)
     return golden
+
+
+def _misfits(g: Golden, config: ModelConfig) -> list[str]:
+    p, layers, count = g.plan, config.num_hidden_layers, sum(g.plan.lengths)
+    if not p.near or not len(p.tokens) == len(p.prompts) == len(p.past):
+        return ["there is no sequence from position 0, or not a prompt and a past for each"]
+    found = []
+    if not all(1 <= n <= len(ids) and past >= 0 for ids, n, past in zip(p.tokens, p.prompts, p.past, strict=True)):
+        found.append("a prompt is longer than its sequence, or empty")
+    if not all(0 <= t < config.vocab_size for s in p.tokens for t in s):
+        found.append("a token is outside the vocabulary")
+    if g.dtype not in UNIT_ROUNDOFF or g.oracle_dtype not in ("float32", "float64"):
+        found.append(f"dtypes {g.dtype} and {g.oracle_dtype} are not known")
+    shapes = {
+        "oracle.rows": (g.oracle_rows, (layers, count, config.cache_dim)),
+        "oracle.logits": (g.oracle_logits, (len(p.probes), config.vocab_size)),
+        "e0.rows": (g.e0_rows, (3, layers, count)),
+        "e0.logits": (g.e0_logits, (3, len(p.probes))),
+        "clean": (g.clean, (layers + 1, count)),
+    }
+    return found + [f"{k} is {list(x.shape)}, not {list(want)}" for k, (x, want) in shapes.items() if x.shape != want]

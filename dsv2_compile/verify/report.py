@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dsv2_compile.errors import NumericError
+from dsv2_compile.verify.diagnosis import Finding
 from dsv2_compile.verify.metrics import Top1
 from dsv2_compile.verify.rule import FACTOR, Verdict
+
+REPEATED = {True: "same bits", False: "other bits", None: "not tried, the first time gave NaN"}
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,18 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Report:
-    """``findings``: by path and phase, the first bad layer and what feeds it. ``oracle_difference``: of the stored
-    oracle results from fresh ones, None if the checkpoint was not given; ``oracle_limit`` what it may be."""
+    """``findings``: by path and phase, the first bad layer and what feeds it. ``repeatable``: the same input twice
+    gave the same bits, None if the first time gave NaN. ``oracle_difference``: of the stored oracle results from
+    fresh ones, None if the checkpoint was not given; ``oracle_limit`` what it may be."""
 
     engine: str
     dtype: str
     oracle_dtype: str
     sections: tuple[Section, ...]
-    findings: dict[str, str]
+    findings: tuple[Finding, ...]
     top1: tuple[Agreement, ...]
     consistency: tuple[Consistency, ...]
-    repeatable: bool
+    repeatable: bool | None
     padding_nan: int
     routing: dict[str, int]
     oracle_difference: float | None = None
@@ -75,14 +80,14 @@ class Report:
     @property
     def problems(self) -> list[str]:
         """One line each; empty if the engine passes."""
-        out = [f"{where}: {what}" for where, what in self.findings.items()]
+        out = list(map(str, self.findings))
         out += [
             f"{a.path}: another most likely token at {a.top1.stable - a.top1.stable_agree} of {a.top1.stable} "
             "positions where rounding cannot change it"
             for a in self.top1
             if a.top1.stable_agree < a.top1.stable
         ]
-        if not self.repeatable:
+        if self.repeatable is False:
             out.append("the same input twice does not give the same bits")
         if self.oracle_difference is not None and not self.oracle_difference <= (self.oracle_limit or 0.0):
             out.append(f"the golden data are not of this checkpoint: they differ by {self.oracle_difference:.1e}")
@@ -103,12 +108,14 @@ class Report:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, "problems": self.problems, **asdict(self)}
+        """As JSON has it: null for what is not finite."""
+        data: dict[str, Any] = _finite({"passed": self.passed, "problems": self.problems, **asdict(self)})
+        return data
 
     def summary(self) -> dict[str, Any]:
         """For the manifest: the worst section and the counts."""
         worst = self.worst
-        return {
+        data: dict[str, Any] = {
             "rule": f"error <= {FACTOR} x e0 + eps",
             "oracle": self.oracle_dtype,
             "passed": self.passed,
@@ -131,11 +138,12 @@ class Report:
             "routing": self.routing,
             "repeatable": self.repeatable,
         }
+        return {k: _finite(v) for k, v in data.items()}
 
     @property
     def worst(self) -> Section:
-        """The section nearest to, or farthest over, its limit on relative L2 error."""
-        return max(self.sections, key=lambda s: s.verdict.error.rel_l2_p95 / s.verdict.limits["rel_l2_p95"])
+        """The section nearest to, or farthest over, one of its limits."""
+        return max(self.sections, key=lambda s: s.verdict.ratio)
 
     def text(self) -> str:
         """A table by path, phase and probe kind, then the counts and the verdict."""
@@ -154,7 +162,7 @@ class Report:
                 f"({c.rows} rows, {c.logits} logits)"
                 for c in self.consistency
             ),
-            f"repeated: {'same bits' if self.repeatable else 'other bits'}",
+            f"repeated: {REPEATED[self.repeatable]}",
         ]
         if self.oracle_difference is not None:
             lines.append(
@@ -166,6 +174,14 @@ class Report:
         return "\n".join(lines)
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _shown(sections: Iterable[Section]) -> list[Section]:
     """Of each path and phase: every failed section, the worst layer, and the logits."""
     groups: dict[tuple[str, str], list[Section]] = {}
@@ -174,7 +190,7 @@ def _shown(sections: Iterable[Section]) -> list[Section]:
     out = []
     for group in groups.values():
         layers = [s for s in group if s.layer is not None]
-        worst = max(layers, key=lambda s: s.verdict.error.rel_l2_p95 / s.verdict.limits["rel_l2_p95"])
+        worst = max(layers, key=lambda s: s.verdict.ratio)
         out += [s for s in group if s is worst or s.layer is None or not s.verdict.passed]
     return out
 

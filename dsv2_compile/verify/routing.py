@@ -3,9 +3,9 @@
 An engine does not show which experts it chose, so flips are not observed, they are predicted. The gap of a
 token at a layer is how far, in router logits, the oracle's choice is from another one: last chosen expert
 against the best one left out, and with groups last kept group against the best one left out. The noise is
-what eager mode in the engine's dtype makes of these logits. A choice is *unstable* if its gap is at most
-twice the error an engine may have under the rule: 2 x (1.5 x noise + eps x largest logit), where the noise
-is the token's own or the layer's 95th percentile, whichever is larger.
+what eager mode in the engine's dtype makes of these logits, the worst of its runs. A choice is *unstable* if
+its gap is at most twice the error an engine may have under the rule: 2 x (1.5 x noise + eps x largest logit),
+where the noise is the token's own or the layer's 95th percentile, whichever is larger.
 
 An unstable choice touches every later layer of that token and, through attention, of the tokens after it.
 These rows are judged apart; all others cannot depend on a flip.
@@ -28,7 +28,7 @@ from dsv2_compile.verify.rule import FACTOR, eps
 class Routing:
     """``clean`` bool [layers + 1, N]: rows that no unstable choice can reach; the last line is the logits.
 
-    ``choices``: token-layer pairs with a router; ``unstable`` of them, and ``flips`` that eager mode turned.
+    ``choices``: token-layer pairs with a router; ``unstable`` of them, and ``flips`` that a run of eager mode turned.
     """
 
     clean: NDArray[np.bool_]
@@ -74,9 +74,15 @@ def _top(scores: Array, k: int) -> NDArray[np.bool_]:
 
 
 def analyse(
-    config: ModelConfig, dtype: str, lengths: Sequence[int], oracle: Mapping[int, Array], eager: Mapping[int, Array]
+    config: ModelConfig,
+    dtype: str,
+    lengths: Sequence[int],
+    oracle: Mapping[int, Array],
+    noise: Mapping[int, Array],
+    turned: Mapping[int, NDArray[np.bool_]],
 ) -> Routing:
-    """``oracle`` and ``eager``: router logits [N, E] by MoE layer, N = sum of ``lengths``, sequence by sequence."""
+    """By MoE layer, N = sum of ``lengths``, sequence by sequence: router logits [N, E] of the oracle, and of eager
+    mode the largest error of a logit [N] and where it chose other experts [N]."""
     total = sum(lengths)
     starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
     clean = np.ones((config.num_hidden_layers + 1, total), bool)
@@ -85,13 +91,12 @@ def analyse(
         clean[layer + 1] = clean[layer]
         if layer not in oracle or not clean[layer].any():
             continue
-        a, b = oracle[layer].astype(np.float64), eager[layer].astype(np.float64)
-        noise = np.abs(a - b).max(1)
-        noise = np.maximum(noise, upper(noise[clean[layer]]))
-        limit = 2 * (FACTOR * noise + eps(config, layer + 1, dtype) * np.abs(a).max(1))
-        shaky = (gaps(config, a) <= limit) & clean[layer]
+        logits = oracle[layer].astype(np.float64)
+        worst = np.maximum(noise[layer], upper(noise[layer][clean[layer]]))
+        limit = 2 * (FACTOR * worst + eps(config, layer + 1, dtype) * np.abs(logits).max(1))
+        shaky = (gaps(config, logits) <= limit) & clean[layer]
         unstable += int(shaky.sum())
-        flips += int(((chosen(config, a) != chosen(config, b)).any(1) & shaky).sum())
+        flips += int((turned[layer] & shaky).sum())
         reached = np.cumsum(shaky)
         before = np.where(starts > 0, reached[starts - 1], 0)
         clean[layer + 1] &= reached == before
