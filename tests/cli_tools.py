@@ -24,7 +24,8 @@ from dsv2_compile.engine.manifest import FILE_NAME, Manifest
 SCHEMAS = Path(dsv2_compile.__file__).parent / "cli" / "schemas"
 ROOT = Path(dsv2_compile.__file__).parents[1]
 SMALL = ["layers=2", "hidden_size=64", "vocab=300", "intermediate_size=64", "moe_intermediate_size=32", "experts=4"]
-"""Settings for `synth tiny-lite`: a model whose engine is built in seconds."""
+SETTINGS = [word for s in SMALL for word in ("--set", s)]
+"""For `synth tiny-lite`: a model whose engine is built in seconds."""
 LIMITS = ["--max-seq-len", "128", "--max-batch-size", "2"]
 
 
@@ -89,6 +90,16 @@ def cli(
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
+def told(ran: Ran, code: int) -> str:
+    """The line of the cause. Cause, problems and remedy must end standard error, one line each, without a trace."""
+    assert ran.code == code, ran.err
+    assert "Traceback" not in ran.err
+    error = next(i for i, line in enumerate(ran.lines) if line.startswith("error: "))
+    assert ran.lines[-1].startswith("help: ")
+    assert all(line.startswith("  - ") for line in ran.lines[error + 1 : -1])
+    return ran.lines[error]
+
+
 def start(*args: Any, setup: str = "", ignored: bool = False, **kwargs: Any) -> subprocess.Popen[bytes]:
     """Start with pipes; SIGINT is not ignored, whatever we inherited, unless ``ignored``."""
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | kwargs
@@ -115,8 +126,9 @@ def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
     raise AssertionError(f"{text!r} never came:\n{seen.decode()}")
 
 
-def once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """``folder``, made by whichever test process comes first."""
+def once(base: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of this test session, ``base`` being its temporary one, made by whichever test process comes first."""
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         bisect=args.bisect,
         dump_ir=args.dump_ir,
     )
-    start = time.time()
+    before = _journal(args.output)
     console.progress("loading", 0, 0)
     try:
         from dsv2_compile import pipeline
@@ -108,7 +107,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
             return _planned(pipeline.plan(request, console.progress), console)
         return _built(pipeline.build(request, console.progress), console)
     except (KeyboardInterrupt, Exception) as e:
-        return _stopped(translate(e, console.progress.what), args.output, start)
+        return _stopped(translate(e, console.progress.what), args.output, before)
 
 
 def _require_possible(args: argparse.Namespace) -> None:
@@ -190,15 +189,27 @@ def _rejected(report: BuildReport) -> NumericError:
     )
 
 
-def _stopped(error: Dsv2Error, output: Path, start: float) -> Result:
-    """``error``, saying so if the same command goes on from the shards that this build finished."""
-    journal = work_directory(Path(os.path.abspath(output))) / "journal"
-    ours = journal.is_file() and journal.stat().st_mtime >= start
-    if not (ours and isinstance(error, InterruptedByUser | ResourceError)):
+def _stopped(error: Dsv2Error, output: Path, before: tuple[int, int] | None) -> Result:
+    """``error``, saying so if the same command goes on from shards: if this build has written the journal anew."""
+    after = _journal(output)
+    if after in (None, before) or not isinstance(error, InterruptedByUser | ResourceError):
         return Result(error=error)
-    kept = f"The same command goes on from the finished shards in {journal.parent}."
+    kept = f"The same command goes on from the finished shards in {_work(output)}."
     error.remedy = kept if isinstance(error, InterruptedByUser) else f"{error.remedy} {kept}"
     return Result({"resumable": True}, error)
+
+
+def _work(output: Path) -> Path:
+    return work_directory(Path(os.path.abspath(output)))
+
+
+def _journal(output: Path) -> tuple[int, int] | None:
+    """Tells one writing of the journal from another; None if there is none."""
+    try:
+        found = (_work(output) / "journal").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 COMMAND = Command("build", "Build an engine from a checkpoint.", _arguments, _run)
