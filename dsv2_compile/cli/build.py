@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv2_compile.cli.command import Command, Result, at_least
+from dsv2_compile.cli.command import Command, Result, at_least, quiet_downloads
 from dsv2_compile.cli.failures import InterruptedByUser, translate
 from dsv2_compile.cli.format import duration, size, table
 from dsv2_compile.cli.output import Console
@@ -98,6 +98,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         bisect=args.bisect,
         dump_ir=args.dump_ir,
     )
+    quiet_downloads(console)
     before = _journal(args.output)
     console.progress("loading", 0, 0)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,12 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def quiet_downloads(console: Console) -> None:
+    """Call before anything imports huggingface_hub: its own bars are for terminals only."""
+    if console.quiet or not console.progress.terminal:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def engine_argument(parser: argparse.ArgumentParser) -> None:

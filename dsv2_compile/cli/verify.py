@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsv2_compile.cli.command import Command, Result, engine_argument
+from dsv2_compile.cli.command import Command, Result, engine_argument, quiet_downloads
 from dsv2_compile.cli.output import Console
 from dsv2_compile.errors import NumericError, UsageError
 
@@ -29,6 +29,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
 
     checkpoint = None
     if args.checkpoint:
+        quiet_downloads(console)
         from dsv2_compile.checkpoint import Checkpoint
 
         checkpoint = Checkpoint.open(args.checkpoint, progress=console.progress)
