@@ -33,6 +33,8 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         from dsv2_compile.checkpoint import Checkpoint
 
         checkpoint = Checkpoint.open(args.checkpoint, progress=console.progress)
+        for text in checkpoint.notes:
+            console.warn(text)
     report = verify_engine(args.engine, checkpoint, progress=console.progress)
     if args.report:
         from dsv2_compile.verify.plot import write_report
