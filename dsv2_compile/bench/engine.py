@@ -23,7 +23,10 @@ _CACHE_ITEM = 4  # bytes of a cached value: float32
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of a decode step: the bytes it must move by the engine's own cost table, and their share of memory bandwidth."""
+    """Of a decode step: the bytes it must move by the engine's own cost table, and their share of memory bandwidth.
+
+    Says something of models that do not fit in the last-level cache.
+    """
 
     context: int
     bytes_per_step: int

@@ -1,0 +1,57 @@
+"""The figure scripts at toy size: that they run to the end and write what they measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def figures(monkeypatch, tmp_path):
+    def run(name: str, *words: str):
+        out = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [name, "--out", str(out), *words])
+        importlib.import_module(f"tests.slow.{name}").main()
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_export(figures):
+    found = figures("bench_export", "--presets", "tiny-lite:2", "tiny-lite", "--rounds", "1")
+    assert [(s["preset"], s["check"], s["layers"]) for s in found["summary"]] == [
+        (preset, check, layers) for check in (False, True) for preset, layers in (("tiny-lite:2", 2), ("tiny-lite", 3))
+    ]
+    for r in found["runs"]:
+        for program in r["programs"].values():
+            assert program["nodes_exported"] > program["nodes_fused"] > 0
+            assert all((p["error"] is not None) == r["check"] for p in program["passes"])
+            assert [p["nodes_after"] for p in program["passes"]][-1] == program["nodes_fused"]
+
+
+def test_build(figures, tmp_path):
+    found = figures("bench_build", "--preset", "tiny", "--cases", '{"layers": 1}', "--scratch", str(tmp_path))
+    (case,) = found["cases"]
+    assert case["build"]["status"] == "verified" and case["build"]["engine_bytes"] > case["synth"]["bytes"]
+    assert case["aim"]["met"] == (case["build"]["peak_private_bytes"] <= case["aim"]["peak_private_bytes"])
+    assert len(found["help"]["runs"]) == 5 and found["skipped"] == []
+
+
+def test_decode(figures, tmp_path):
+    found = figures(
+        "bench_decode", "--preset", "tiny", "--set", "layers=2", "--prompt-lengths", "16", "--contexts", "32", "64",
+        "--capacities", "256", "1024", "--steps", "4", "--rounds", "2", "--subjects", "engine", "eager",
+        "--scratch", str(tmp_path),
+    )  # fmt: skip
+    order = [(r["subject"], r["round"], r["failure"]) for r in found["comparison"]["runs"]]
+    assert order == [("engine", 1, None), ("eager", 1, None), ("engine", 2, None), ("eager", 2, None)]
+    assert found["same_top1"] is True, "engine and transformers disagree on the likeliest token"
+    assert set(found["bandwidth"]["share_of_bandwidth"]) == {"32", "64"}
+    assert {k: set(v) for k, v in found["ms_by_context_and_capacity"].items()} == {
+        c: {"256", "1024"} for c in ("32", "64")
+    }
