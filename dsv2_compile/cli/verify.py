@@ -25,6 +25,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, console: Console) -> Result:
     if args.report:
         _require_writable(args.report)
+        from dsv2_compile.verify.plot import write_report
     from dsv2_compile.verify.check import verify_engine
 
     checkpoint = None
@@ -37,8 +38,6 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
             console.warn(text)
     report = verify_engine(args.engine, checkpoint, progress=console.progress)
     if args.report:
-        from dsv2_compile.verify.plot import write_report
-
         write_report(report, args.report)
         console.note(f"wrote {args.report}")
     console.data(report.text())
