@@ -9,7 +9,7 @@ from dsv2_compile.cli.command import Command, Result, engine_argument, quiet_dow
 from dsv2_compile.cli.output import Console
 from dsv2_compile.errors import NumericError, UsageError
 
-REPORTS = (".html", ".png")
+REPORTS = (".html", ".svg")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="compute the eager results afresh from this checkpoint (directory or hub id) as well",
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write the errors of every layer as .html or .png")
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the errors of every layer as .html or .svg")
 
 
 def _run(args: argparse.Namespace, console: Console) -> Result:

@@ -186,7 +186,7 @@ def test_verify_with_another_checkpoint_fails_with_4(engine, tmp_path, capsys):
     assert "not of this checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", ["html", "png"])
+@pytest.mark.parametrize("ending", ["html", "svg"])
 def test_verify_writes_a_report(engine, tmp_path, capsys, ending):
     file = tmp_path / f"r.{ending}"
     assert main(["verify", str(engine), "--report", str(file), "--json"]) == 0
