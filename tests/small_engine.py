@@ -105,9 +105,10 @@ def build(
     source: RandomWeights | None = None,
     spoil: Spoil = Spoil(),
     forms: Mapping[str, str] = FORMS,
+    parts: Mapping[str, Lowered] | None = None,
 ) -> Engine:
-    """Both programs over one weights file in ``folder``, loaded."""
-    parts = lowered(config, spoil, forms)
+    """Both programs over one weights file in ``folder``, loaded. ``parts``: what `lowered` gave, to use again."""
+    parts = parts or lowered(config, spoil, forms)
     recipes = {name: r for part in parts.values() for name, r in part.weights.items()}
     with EngineWriter(folder / "engine") as writer:
         placement = writer.write_weights(recipes, source or Weights(config), torch.float32)

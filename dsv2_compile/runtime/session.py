@@ -184,7 +184,9 @@ def _consecutive(rows: Ints, slots: Ints) -> list[Ints]:
 
 
 def _columns(ids: Ints, start: Ints, take: Ints, width: int) -> Ints:
-    """Row b's tokens start[b]..start[b]+take[b]-1, padded with token 0 to ``width``."""
-    column = np.arange(width)[None]
-    at = np.minimum(start[:, None] + column, ids.shape[1] - 1)
-    return np.where(column < take[:, None], np.take_along_axis(ids, at, 1), 0)
+    """Row b's tokens start[b]..start[b]+take[b]-1, padded to ``width`` with the last of them.
+
+    Padding is computed like any token: one that is not the row's own could bring a NaN, and 0 x NaN is NaN.
+    """
+    at = start[:, None] + np.minimum(np.arange(width)[None], take[:, None] - 1)
+    return np.take_along_axis(ids, at, 1)
