@@ -56,4 +56,5 @@ def test_256_greedy_tokens(pair):
         for _ in range(GREEDY):
             tokens.append(int(logits[0].argmax()))
             logits = session.decode(tokens[-1:]) if len(tokens) < GREEDY else logits
-    assert tokens == expected, f"{name}: first difference at {next(i for i, t in enumerate(tokens) if t != expected[i])}"
+    first = next((i for i, t in enumerate(tokens) if t != expected[i]), None)
+    assert tokens == expected, f"{name}: first difference at {first}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
 from dsv2_compile.errors import UsageError
+from dsv2_compile.verify.diagnosis import Finding
 from dsv2_compile.verify.metrics import Errors
 from dsv2_compile.verify.plot import figure, page, write_report
 from dsv2_compile.verify.report import Report, Section
@@ -19,12 +21,11 @@ LAYERS = 5
 
 
 def errors(level: float) -> Errors:
-    return Errors(8, level, 1.0, level, level, 1.0, 1.0, 0, 0)
+    return Errors(level, level, level, rows=8, cosine_p5=1.0, scale=1.0, largest=1.0, nan=0, inf=0)
 
 
 def section(phase: str, layer: int | None, level: float) -> Section:
-    e0 = errors(2e-7)
-    return Section("batch", phase, layer, judge(errors(level), e0, 1e-7), False, None)
+    return Section("batch", phase, layer, judge(errors(level), errors(2e-7), 1e-7), False, None)
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def report():
         for layer in [*range(LAYERS), None]
     ]
     counts = {"choices": 4, "unstable": 0, "flips": 0}
-    return Report("<b>engine & co", "float32", "float64", tuple(made), (), (), (), True, 0, counts)
+    found = (Finding("batch", "decode", 3, (2, 3), "rows of layer 3 are off"),)
+    return Report("<b>engine & co", "float32", "float64", tuple(made), found, (), (), True, 0, counts)
 
 
 def circles(svg: str) -> list[list[ET.Element]]:
@@ -59,7 +61,7 @@ def test_larger_errors_stand_higher(report):
     levels = [1e-7, 1e-6, 1e-5, 1e-4, 1e-3]
     rising = replace(report, sections=tuple(section("decode", i, v) for i, v in enumerate(levels)))
     heights = [float(c.attrib["cy"]) for c in circles(figure(rising))[0]]
-    steps = [a - b for a, b in zip(heights, heights[1:], strict=False)]
+    steps = [a - b for a, b in pairwise(heights)]
     assert min(steps) > 0 and max(steps) - min(steps) < 0.3, "a decade is as high as any other"
 
 
