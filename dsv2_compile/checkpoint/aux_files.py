@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv2_compile.checkpoint.fields import short
 from dsv2_compile.checkpoint.files import FileError, read_file
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.engine import strictjson
@@ -71,7 +72,7 @@ def _check_tokenizer(data: bytes, config: ModelConfig) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # the library raises plain Exception, and PanicException from BaseException
-        raise ModelError(f"{TOKENIZER} is malformed: {str(e)[:200]}.", _REMEDY) from None
+        raise ModelError(f"{TOKENIZER} is malformed: {short(str(e), 200)}.", _REMEDY) from None
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= config.vocab_size:
         raise ModelError(

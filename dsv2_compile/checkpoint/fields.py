@@ -97,10 +97,10 @@ class Fields:
         return value
 
 
-def short(value: Any) -> str:
-    """For messages: one ASCII line of at most 60 characters."""
+def short(value: Any, limit: int = 60) -> str:
+    """For messages: one ASCII line of at most ``limit`` characters."""
     text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _plain(value: float) -> str:

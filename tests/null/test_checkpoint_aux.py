@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, WordLevel
 
@@ -89,13 +91,39 @@ class TestTokenizer:
         (folder / "generation_config.json").write_text(text)
         assert "generation_config.json" in refused(folder).cause
 
+    @pytest.mark.parametrize("name, size", [("tokenizer.json", 32 << 20), ("tokenizer_config.json", 4 << 20)])
+    def test_size(self, name, size, folder):
+        text = word_level(3)
+        (folder / name).write_text(text + " " * (size - len(text)))
+        Checkpoint.open(folder)
+        (folder / name).write_text(text + " " * (size + 1 - len(text)))
+        assert refused(folder).cause == f"{name} cannot be read: {size + 1} bytes, the limit is {size}."
+
+    @pytest.mark.parametrize("kind", ["Exception", "BaseException", "KeyboardInterrupt"])
+    def test_panics_of_the_library(self, kind, folder, monkeypatch):
+        """Its panics are no Exception; they are a bad file all the same, an interrupt is not."""
+        panic = type("PanicException", (getattr(builtins, kind),), {})
+
+        class Panicking:
+            @staticmethod
+            def from_buffer(data: bytes) -> None:
+                raise panic("called `Option::unwrap()`\non a `None` value")
+
+        monkeypatch.setattr(tokenizers, "Tokenizer", Panicking)
+        (folder / "tokenizer.json").write_text("{}")
+        if kind == "KeyboardInterrupt":
+            with pytest.raises(panic):
+                Checkpoint.open(folder)
+        else:
+            assert "unwrap" in refused(folder).cause
+
     def test_not_a_file(self, folder):
         (folder / "tokenizer.json").mkdir()
         assert refused(folder).cause == "tokenizer.json cannot be read: not a regular file."
 
 
 PROBE = """
-import json, resource, sys, time
+import json, sys, time
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.errors import ModelError
 import torch, tokenizers
@@ -107,7 +135,9 @@ for folder in sys.argv[1:]:
         code = 0
     except ModelError as e:
         code = e.exit_code
-    out.append([code, time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10])
+    seconds = time.monotonic() - start
+    peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    out.append([code, seconds, int(peak) << 10])
 print(json.dumps(out))
 """
 

@@ -238,6 +238,8 @@ MUTATIONS: list[tuple[dict[str, Any], str]] = [
     ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype: 'float8_e4m3fn'; it must be one of float32, bfloat16, float16"),
     ({"dtype": "float16"}, "dtype: float16, but torch_dtype is bfloat16"),
     ({"attention_bias": True}, "attention_bias: True: attention with biases is not supported; it may be False"),
+    ({"attention_bias": 0}, "attention_bias: 0: attention with biases"),
+    ({"moe_layer_freq": True}, "moe_layer_freq: True: every layer after the dense ones"),
     ({"mlp_bias": 1}, "mlp_bias: 1: feed-forward layers with biases"),
     ({"hidden_act": "gelu"}, "hidden_act: 'gelu': no other activation is supported; it may be 'silu'"),
     ({"scoring_func": "sigmoid"}, "scoring_func: 'sigmoid': DeepSeek-V2 gates with softmax"),

@@ -227,13 +227,14 @@ def test_patterns_name_files_and_nothing_else(monkeypatch, tmp_path):
     """An index of a hostile model asks for ``*``: it gets no more than a file of that name."""
     asked = []
 
-    def fetched(model: str, revision: str, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
-        return str(tmp_path / "m")
+    def fetched(model: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((revision, allow_patterns))
+        return str(tmp_path / COMMIT)
 
-    folder = write(tmp_path / "m", tiny_tensors(), shards=2)
+    folder = write(tmp_path / COMMIT, tiny_tensors(), shards=2)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "*", "b": "[a-z].bin"}}))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     with pytest.raises(Dsv2Error):
-        Checkpoint.open(MODEL)
-    assert asked[1] == ["[*]", "[[]a-z].bin"]
+        Checkpoint.open(MODEL, revision="v1")
+    assert [revision for revision, _ in asked] == ["v1", COMMIT], "the weights must be of the commit of the settings"
+    assert asked[1][1] == ["[*]", "[[]a-z].bin"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsv2_compile.checkpoint import Checkpoint
+from dsv2_compile.checkpoint.config_json import parse
 from dsv2_compile.errors import ModelError, UsageError
 from dsv2_compile.model.layout import checkpoint_tensors
-from tests.checkpoints import TINY, join, same_bits, split, stored_by_library, tiny_tensors, write
+from tests.checkpoints import (
+    TINY,
+    V2,
+    join,
+    same_bits,
+    shard_name,
+    split,
+    stored_by_library,
+    tiny_tensors,
+    write,
+    write_index,
+)
 from tests.oracles import CONFIGS, transformers_checkpoint
 
 EXPERT = "model.layers.1.mlp.experts"
@@ -79,11 +95,20 @@ def test_stacked_experts_have_their_published_names(tmp_path):
     assert start == stacked.tensor("model.norm.weight").untyped_storage().data_ptr(), "not a view of one mapping"
 
 
+def written_out(tensors: dict[str, torch.Tensor]) -> str:
+    """The hash of float32 tensors, as its description says."""
+    whole = ""
+    for name in sorted(tensors):
+        data = hashlib.sha256(tensors[name].numpy().tobytes()).hexdigest()
+        whole += f"{name} F32 {list(tensors[name].shape)} {data}\n"
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
 def test_hash_depends_on_values_and_dtype_only(tmp_path):
     tensors = tiny_tensors()
     hashes = [Checkpoint.open(write(tmp_path / "a", tensors)).weights_sha256()]
     hashes.append(Checkpoint.open(write(tmp_path / "elsewhere", tensors, shards=2)).weights_sha256())
-    assert hashes[0] == hashes[1] and len(hashes[0]) == 64
+    assert hashes[0] == hashes[1] == written_out(tensors)
     tensors["model.norm.weight"][3] += 1
     hashes.append(Checkpoint.open(write(tmp_path / "a", tensors)).weights_sha256())
     hashes.append(Checkpoint.open(write(tmp_path / "a", tiny_tensors(dtype=torch.bfloat16))).weights_sha256())
@@ -103,6 +128,43 @@ def test_views_are_not_copies_and_cost_no_memory(tmp_path):
     views = [checkpoint.tensor(n) for n in checkpoint_tensors(checkpoint.config)]
     assert sum(v.nbytes for v in views) > 90 << 20
     assert (resident() - before) * os.sysconf("SC_PAGE_SIZE") < 5 << 20, "anonymous memory grew"
+
+
+def test_a_checkpoint_of_the_size_of_v2(tmp_path):
+    """472 GB in 55 shards, all holes: what opening costs follows from the headers. In a process of its own."""
+    shapes = checkpoint_tensors(parse(json.dumps(V2).encode()).model)
+    assert len(shapes) > 28_000
+    folder = write(tmp_path / "v2", {}, V2)
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for i in range(55):
+        batch = list(shapes)[i::55]
+        header, at = {}, 0
+        for name in batch:
+            end = at + 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [at, end]}
+            at = end
+        file = folder / shard_name(i, 55)
+        file.write_bytes(join(header, b""))
+        os.truncate(file, file.stat().st_size + at)
+        weight_map |= dict.fromkeys(batch, file.name)
+    write_index(folder, weight_map)
+    code = """
+import sys, time, torch
+from dsv2_compile.checkpoint import Checkpoint
+from dsv2_compile.checkpoint.config_json import parse
+used = lambda: int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("RssAnon")))
+before, start = used(), time.monotonic()
+c = Checkpoint.open(sys.argv[1])
+seconds = time.monotonic() - start
+last = c.tensor("model.layers.59.mlp.experts.159.down_proj.weight")
+print(seconds, used() - before, c.dtype, list(last.shape), float(last[-1, -1]))
+"""
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    seconds, kilobytes, *rest = run.stdout.split(maxsplit=2)
+    assert rest == ["bfloat16 [5120, 1536] 0.0\n"]
+    assert float(seconds) < 10 and int(kilobytes) < 80_000, run.stdout
 
 
 def test_unaligned_data_are_read(tmp_path):
@@ -169,6 +231,12 @@ class TestTied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         notes = Checkpoint.open(write(tmp_path / "m", tensors, self.config)).notes
         assert any("lm_head.weight is stored beside tied embeddings" in n for n in notes)
+
+    def test_the_same_bytes_of_another_dtype_are_another_head(self, tmp_path):
+        tensors = tiny_tensors(self.config, torch.bfloat16)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone().view(torch.float16)
+        with pytest.raises(ModelError, match=r"lm_head\.weight: differs"):
+            Checkpoint.open(write(tmp_path / "m", tensors, self.config))
 
     def test_another_head_is_refused(self, tmp_path):
         tensors = tiny_tensors(self.config)
