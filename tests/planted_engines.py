@@ -6,7 +6,7 @@ Helpers edit the fused program or its recipes just before lowering, which is whe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class EngineBug:
     name: str
     layer: int | None
     culprit: int
-    spoil: Spoil = Spoil()
+    spoil: Spoil = field(default_factory=Spoil)
     plant: Callable[[Patch], None] = lambda m: None
     phases: tuple[str, ...] = BOTH
     path: str = "batch"
@@ -329,18 +329,14 @@ ENGINE_BUGS = [
     EngineBug("a digit off in eps, fused norm", 1, 0, plant=emitted("SkipSimplifiedLayerNormalization", epsilon=1e-4)),
     EngineBug("rotation of halves", 0, 0, plant=emitted("RotaryEmbedding", interleaved=0)),
     EngineBug("no mask", 1, 0, plant=runtime(rules_attention, "_hidden", no_mask)),
-    EngineBug(
-        "sees the next token", 1, 0, plant=runtime(rules_attention, "_hidden", one_token_ahead)
-    ),
+    EngineBug("sees the next token", 1, 0, plant=runtime(rules_attention, "_hidden", one_token_ahead)),
     EngineBug("one cached row too many", 1, 0, plant=renamed("_hidden", "Less", "LessOrEqual"), phases=("decode",)),
     EngineBug("softmax over the queries", 1, 0, plant=emitted("Softmax", axis=-2)),
     EngineBug("router softmax over the tokens", 2, 1, plant=rule(GATE, over_tokens), phases=BOTH),
     EngineBug("silu of the wrong half", 1, 0, plant=runtime(rules_dense, "swiglu_of", up_before_gate)),
     EngineBug("sum of expert weights lost", 2, 1, plant=rule(DSV2.experts.default, unweighted)),
     EngineBug("kernel of the experts takes one too few", 2, 1, plant=emitted("MoE", k=2)),
-    EngineBug(
-        "mask of unchosen experts too weak", 2, 1, plant=lambda m: m.setattr(rules_moe, "NOT_CHOSEN", -1.0)
-    ),
+    EngineBug("mask of unchosen experts too weak", 2, 1, plant=lambda m: m.setattr(rules_moe, "NOT_CHOSEN", -1.0)),
     # programs
     EngineBug("positions off by one", 0, 0, Spoil(one_position_later)),
     EngineBug("query turned by the sine for the cosine", 3, 2, swapped(2, 1, 2, DSV2.rope.default)),
@@ -353,12 +349,25 @@ ENGINE_BUGS = [
     EngineBug("shared experts dropped", LOGITS, 3, bypassed(-2, 0, ATEN.add.Tensor)),
     EngineBug("residual dropped", 2, 1, argument(2, 1, lambda n: n.args[0], ADD_NORM)),
     EngineBug("cache rows turned round", 2, 2, key_before_latent(2)),
-    EngineBug("the last token but one", LOGITS, 3, argument(0, 1, 2, ATEN.sub.Tensor, phases=("prefill",)), phases=("prefill",)),
+    EngineBug(
+        "the last token but one",
+        LOGITS,
+        3,
+        argument(0, 1, 2, ATEN.sub.Tensor, phases=("prefill",)),
+        phases=("prefill",),
+    ),
     EngineBug("cache of another layer", 3, 2, argument(2, 1, placeholder("cache.1"), *MLA), phases=("decode",)),
     EngineBug("rotary table ends at 34", 0, 0, cut_table(34), phases=("decode",)),
     EngineBug("rotary table ends at 64", 0, 0, cut_table(64), path="far"),
     # weights
-    EngineBug("gate and up of the experts swapped", 3, 2, weight("model.layers.2.mlp.experts.gate_up_proj", lambda r: Stack(tuple(Concat(p.parts[::-1]) for p in r.parts)))),
+    EngineBug(
+        "gate and up of the experts swapped",
+        3,
+        2,
+        weight(
+            "model.layers.2.mlp.experts.gate_up_proj", lambda r: Stack(tuple(Concat(p.parts[::-1]) for p in r.parts))
+        ),
+    ),
     EngineBug("experts rotated by one", 2, 1, weight("model.layers.1.mlp.experts.down_proj", turned)),
     EngineBug("two experts exchanged", 3, 2, weight("model.layers.2.mlp.experts.down_proj", exchanged)),
     EngineBug("W_UK and W_UV swapped", 2, 1, halves_swapped(1), phases=("decode",)),
@@ -367,15 +376,32 @@ ENGINE_BUGS = [
     EngineBug("latent norm of another layer", 3, 3, of_layer(3, "self_attn.kv_a_layernorm.weight", 2)),
     EngineBug("query norm of another layer", 2, 1, of_layer(1, "self_attn.q_a_layernorm.weight", 0)),
     EngineBug("key rows for a rotation of halves", 1, 1, half_split_key(1)),
-    EngineBug("joined projections turned round", 1, 1, weight("model.layers.1.self_attn.q_a_proj_kv_a_proj_with_mqa.weight", lambda r: Concat(r.parts[::-1]))),
+    EngineBug(
+        "joined projections turned round",
+        1,
+        1,
+        weight("model.layers.1.self_attn.q_a_proj_kv_a_proj_with_mqa.weight", lambda r: Concat(r.parts[::-1])),
+    ),
     EngineBug("output projection in eight bits", 2, 1, weight("model.layers.1.self_attn.o_proj.weight", Rounded)),
     EngineBug("a token late in the embedding", 0, 0, weight("model.embed_tokens.weight", turned)),
-    EngineBug("lm_head tied", LOGITS, 3, weight("lm_head.weight", lambda r: Source("model.embed_tokens.weight", r.dims))),
+    EngineBug(
+        "lm_head tied", LOGITS, 3, weight("lm_head.weight", lambda r: Source("model.embed_tokens.weight", r.dims))
+    ),
     EngineBug("attention factor left out", 0, 0, Spoil(recipe={f"rope.{f}": rope_table(f) for f in ("cos", "sin")})),
     # runtime
     EngineBug("stale cache", 1, 0, plant=runtime(Cache, "store", decoded_rows_lost), phases=("decode",)),
     EngineBug("rows stored one early", 1, 0, plant=runtime(Cache, "store", stored_one_early), phases=("decode",)),
-    EngineBug("rows stored in another slot", 1, 0, plant=runtime(Cache, "store", stored_in_another_slot), phases=("decode",)),
-    EngineBug("logits of the padding", LOGITS, 3, plant=runtime(Loaded, "run", last_column(Loaded.run)), phases=("prefill",)),
-    EngineBug("cache of another layer shown", LOGITS, 3, plant=runtime(Cache, "views", layer_of_another(Cache.views)), phases=("decode",)),
-]  # fmt: skip
+    EngineBug(
+        "rows stored in another slot", 1, 0, plant=runtime(Cache, "store", stored_in_another_slot), phases=("decode",)
+    ),
+    EngineBug(
+        "logits of the padding", LOGITS, 3, plant=runtime(Loaded, "run", last_column(Loaded.run)), phases=("prefill",)
+    ),
+    EngineBug(
+        "cache of another layer shown",
+        LOGITS,
+        3,
+        plant=runtime(Cache, "views", layer_of_another(Cache.views)),
+        phases=("decode",),
+    ),
+]

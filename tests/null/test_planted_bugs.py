@@ -43,9 +43,8 @@ def test_every_bug_in_a_pass_is_caught_and_the_pass_is_named():
     named = {bug: blamed(bug) for bug in PASS_BUGS}
     caught = [bug for bug, found in named.items() if found is not None]
     right = [bug for bug, found in named.items() if found == bug.culprit]
-    print(
-        f"passes: {len(PASS_BUGS)} planted, {len(caught)} caught, {len(right)} named ({time.perf_counter() - start:.0f} s)"
-    )
+    seconds = time.perf_counter() - start
+    print(f"passes: {len(PASS_BUGS)} planted, {len(caught)} caught, {len(right)} named ({seconds:.0f} s)")
     wrong = {f"{b.culprit}: {b.name}": found for b, found in named.items() if found != b.culprit}
     assert wrong == {}
     assert {b.culprit for b in PASS_BUGS} == {p.name for p in pipeline()}
@@ -87,8 +86,7 @@ def test_every_bug_behind_the_passes_is_caught_and_the_layer_is_named(tmp_path):
         or set(r.phases) != set(bug.phases)
     }
     right = len(ENGINE_BUGS) - len(wrong)
-    print(
-        f"engines: {len(ENGINE_BUGS)} planted, {len(caught)} caught, {right} named ({time.perf_counter() - start:.0f} s)"
-    )
+    seconds = time.perf_counter() - start
+    print(f"engines: {len(ENGINE_BUGS)} planted, {len(caught)} caught, {right} named ({seconds:.0f} s)")
     assert wrong == {}
     assert len(caught) == len(ENGINE_BUGS)
