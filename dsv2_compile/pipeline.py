@@ -188,7 +188,7 @@ def _manifest(
         files={},
         max_batch_size=request.max_batch_size,
         max_seq_len=positions,
-        source=SourceEntry(checkpoint.path.name, checkpoint.revision, None),
+        source=SourceEntry(checkpoint.name, checkpoint.revision, None),
     )
 
 

@@ -80,7 +80,8 @@ class Absorb(Pass):
         form = self.forms.get(program.phase) or min(times, key=lambda f: times[f])
         by = "asked for" if program.phase in self.forms else "cheapest"
         bounds = ", ".join(f"{f} {t * 1e6:.3g} us" for f, t in times.items())
-        return form, f"{form}, {by}: {bounds} per layer at {workload} on {self.target.name}"
+        sizes = ", ".join(f"{name} {value}" for name, value in vars(workload).items())
+        return form, f"{form}, {by}: {bounds} per layer at {sizes} on {self.target.name}"
 
     def _seconds(self, program: Program, m: Match, form: str, workload: Workload) -> float:
         sizes = {sympy.Symbol(k, integer=True, nonnegative=True): v for k, v in vars(workload).items()}
