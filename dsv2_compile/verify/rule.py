@@ -7,10 +7,13 @@ order is another sample of it: per row the two differ by some times. So e0 is th
 are left to allow:
 
 * FACTOR = 1.5.
-* eps = u x sqrt(R): an engine rounds values that eager mode does not (derived weights, merged products), and
-  eager may have e0 = 0 by luck. u is the unit roundoff of the dtype; R counts the values stored on the way from
-  the embedding to the probe, each rounded once. Independent roundings of relative size u add up to u x sqrt(R)
-  in the mean square.
+* eps = sqrt(u^2 R + a^2 D CHAIN / 6): an engine rounds values that eager mode does not (derived weights, merged
+  products), adds in another order, and eager may have e0 = 0 by luck. u is the unit roundoff of the dtype; R counts
+  the values stored on the way from the embedding to the probe, each rounded once: independent roundings of
+  relative size u add up to u x sqrt(R) in the mean square. D counts the dot products on that way, a is the
+  roundoff of their accumulator, fp32 or wider. A matrix kernel adds CHAIN products one after the other before it
+  starts another accumulator; n random terms added so are off by a x sqrt(n / 6) relative to their sum
+  (rounding i is uniform and as large as the partial sum, sqrt(i): sum of i/3 x a^2 over a sum of variance n).
 
 Nothing in it is fitted to an engine. A layer is probed through its cache rows: they depend on every layer
 before it and on its own first norm and kv projection, on nothing else.
@@ -38,6 +41,12 @@ MOE_ROUNDINGS = 5
 """More with experts: router scores, softmax, weighting, sum over experts, sum with the shared ones."""
 HEAD_ROUNDINGS = 3
 """Norm, its product with the weight, projection."""
+CHAIN = 256
+"""Products in one accumulator: CPU libraries cut the inner dim of a matrix product at 128 to 384."""
+LAYER_SUMS = 9
+"""Dot products in a row's way through a layer: query, latent kv, absorbed key, scores, context, values, output,
+MLP in and out."""
+ROW_SUMS = HEAD_SUMS = 1
 
 
 def roundings(config: ModelConfig, layers: int) -> int:
@@ -47,13 +56,22 @@ def roundings(config: ModelConfig, layers: int) -> int:
     return layers * (attention + MLP_ROUNDINGS) + moe * MOE_ROUNDINGS
 
 
+def sums(config: ModelConfig, layers: int) -> int:
+    """Dot products from the embedding through ``layers`` whole layers: with experts also the router's."""
+    moe = sum(config.is_moe(i) for i in range(layers))
+    return layers * (LAYER_SUMS + (config.q_lora_rank is not None)) + moe
+
+
 def eps(config: ModelConfig, layer: int | None, dtype: str) -> float:
     """The relative allowance for the cache rows of ``layer``, or with None for the logits."""
     if layer is None:
         stored = roundings(config, config.num_hidden_layers) + HEAD_ROUNDINGS
+        added = sums(config, config.num_hidden_layers) + HEAD_SUMS
     else:
         stored = roundings(config, layer) + ROW_ROUNDINGS
-    return float(UNIT_ROUNDOFF[dtype] * stored**0.5)
+        added = sums(config, layer) + ROW_SUMS
+    accumulator = min(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF["float32"])
+    return float((UNIT_ROUNDOFF[dtype] ** 2 * stored + accumulator**2 * added * CHAIN / 6) ** 0.5)
 
 
 @dataclass(frozen=True)
