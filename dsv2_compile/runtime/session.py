@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -54,7 +52,8 @@ class Session:
 
         Logits are of each row's last valid token. What a slot held before is discarded.
         """
-        with self._use():
+        with self._lock:
+            self._require_open()
             ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
             chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
             past = np.zeros_like(counts)
@@ -64,7 +63,8 @@ class Session:
 
     def extend(self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> Logits:
         """Add tokens to sequences already there; arguments and result as for `prefill`."""
-        with self._use():
+        with self._lock:
+            self._require_open()
             ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
             chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
             past = self._require_live(chosen)
@@ -73,7 +73,8 @@ class Session:
 
     def decode(self, tokens: ArrayLike, slots: Slots = None) -> Logits:
         """Add one token to each sequence: tokens int [B] -> logits [B, V]."""
-        with self._use():
+        with self._lock:
+            self._require_open()
             ids = arguments.integers("tokens", tokens, 1)[:, None]
             arguments.vocabulary(ids, self._config.vocab_size)
             chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
@@ -83,7 +84,8 @@ class Session:
 
     def free(self, slots: Slots = None) -> None:
         """End the sequences in ``slots``; None ends all. A slot that holds none is a UsageError."""
-        with self._use():
+        with self._lock:
+            self._require_open()
             if slots is None:
                 chosen = np.flatnonzero(self._lengths != _FREE)
             else:
@@ -93,7 +95,8 @@ class Session:
 
     def length(self, slot: int) -> int:
         """Cached positions of the sequence in ``slot``."""
-        with self._use():
+        with self._lock:
+            self._require_open()
             return int(self._require_live(arguments.slot_numbers([slot], None, self.max_batch))[0])
 
     def close(self) -> None:
@@ -109,12 +112,11 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    @contextmanager
-    def _use(self) -> Iterator[None]:
-        with self._lock:
-            if self._closed:
-                raise UsageError("The session is closed.", "Open a new one with engine.session().")
-            yield
+    def _require_open(self) -> None:
+        """Called with the lock held. Not a generator's context manager that takes it: a signal that arrives between
+        its yield and the body would leave the lock taken, and `close` waiting for it."""
+        if self._closed:
+            raise UsageError("The session is closed.", "Open a new one with engine.session().")
 
     def _require_live(self, slots: Ints) -> Ints:
         past = self._lengths[slots]
