@@ -107,12 +107,17 @@ class ModelConfig:
         return cls(**data)
 
     def twin(self) -> ModelConfig:
-        """The same structure at toy size, every dim distinct, for fp64 checks of the passes."""
+        """The same structure at toy size, every dim distinct, for fp64 checks of the passes.
+
+        What takes all experts, or all groups, does so here too: the graph is another one then.
+        """
         grouped = self.grouped
         yarn = self.rope.kind == "yarn"
         dense = min(self.first_k_dense_replace, self.num_hidden_layers, 1)
         moe = 2 if self.n_routed_experts and self.num_hidden_layers > self.first_k_dense_replace else 1
         experts = 12 if grouped else 7
+        groups = min(self.n_group, 4) if grouped else 1
+        whole = self.num_experts_per_tok == self.n_routed_experts
         return replace(
             self,
             vocab_size=61,
@@ -129,9 +134,9 @@ class ModelConfig:
             moe_intermediate_size=18,
             n_routed_experts=experts if self.n_routed_experts else 0,
             n_shared_experts=min(self.n_shared_experts, 2),
-            num_experts_per_tok=min(self.num_experts_per_tok, 3),
-            n_group=4 if grouped else 1,
-            topk_group=2 if grouped else 1,
+            num_experts_per_tok=experts if whole and self.n_routed_experts else min(self.num_experts_per_tok, 3),
+            n_group=groups,
+            topk_group=groups if self.topk_group == self.n_group else min(self.topk_group, 2),
             max_position_embeddings=512,
             bos_token_id=0,
             eos_token_ids=(1,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,13 @@ from dsv2_compile.program import Program
 
 @torch.no_grad()
 def evaluate(
-    program: Program, inputs: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+    program: Program,
+    inputs: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+    watch: Callable[[fx.Node, Any], None] = lambda node, value: None,
 ) -> dict[str, torch.Tensor]:
-    """Outputs by name. ``weights`` maps weight-table names to tensors; values are freed after their last use."""
+    """Outputs by name. ``weights`` maps weight-table names to tensors; ``watch`` sees the value of every node;
+    values are freed after their last use."""
     env: dict[fx.Node, Any] = {}
     last: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -34,6 +38,7 @@ def evaluate(
             env[node] = node.target(*args, **kwargs)
         else:
             return dict(zip(program.outputs, (env[n] for n in node.args[0]), strict=True))
+        watch(node, env[node])
         for value in frees.get(node, ()):
             del env[value]
     raise ValueError("the graph has no output node")

@@ -31,6 +31,9 @@ LOGITS = None
 BOTH = ("prefill", "decode")
 
 
+NOTHING = Spoil()
+
+
 @dataclass(frozen=True, eq=False)
 class EngineBug:
     """``layer``: the first whose rows must be found wrong, None if only the logits are; ``culprit``: the layer to
@@ -139,16 +142,17 @@ def one_expert_less(index: int) -> Spoil:
 
 @dataclass(frozen=True)
 class Rounded(Recipe):
-    """``of`` through eight bits."""
+    """``of`` through a smaller dtype."""
 
     of: Recipe
+    kept: torch.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.of.shape
 
     def pieces(self, source: Any, dtype: torch.dtype) -> Any:
-        yield self.of.evaluate(source, dtype).to(torch.float8_e4m3fn).to(dtype)
+        yield self.of.evaluate(source, dtype).to(self.kept).to(dtype)
 
 
 def weight(name: str, change: Callable[[Any], Recipe]) -> Spoil:
@@ -382,12 +386,23 @@ ENGINE_BUGS = [
         1,
         weight("model.layers.1.self_attn.q_a_proj_kv_a_proj_with_mqa.weight", lambda r: Concat(r.parts[::-1])),
     ),
-    EngineBug("output projection in eight bits", 2, 1, weight("model.layers.1.self_attn.o_proj.weight", Rounded)),
+    EngineBug(
+        "output projection in eight bits",
+        2,
+        1,
+        weight("model.layers.1.self_attn.o_proj.weight", lambda r: Rounded(r, torch.float8_e4m3fn)),
+    ),
     EngineBug("a token late in the embedding", 0, 0, weight("model.embed_tokens.weight", turned)),
     EngineBug(
         "lm_head tied", LOGITS, 3, weight("lm_head.weight", lambda r: Source("model.embed_tokens.weight", r.dims))
     ),
     EngineBug("attention factor left out", 0, 0, Spoil(recipe={f"rope.{f}": rope_table(f) for f in ("cos", "sin")})),
+    EngineBug(
+        "rotary tables in half precision",
+        0,
+        0,
+        Spoil(recipe={f"rope.{f}": lambda r: Rounded(r, torch.float16) for f in ("cos", "sin")}),
+    ),
     # runtime
     EngineBug("stale cache", 1, 0, plant=runtime(Cache, "store", decoded_rows_lost), phases=("decode",)),
     EngineBug("rows stored one early", 1, 0, plant=runtime(Cache, "store", stored_one_early), phases=("decode",)),

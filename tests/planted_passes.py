@@ -185,6 +185,24 @@ def other_half_first(stack: Stack) -> Recipe:
     return Stack(tuple(Concat(p.parts[::-1]) for p in stack.parts if isinstance(p, Concat)))
 
 
+def said_the_wrong_way_round(m: Patch) -> None:
+    """The parts of a split are right, but said to have each other's sizes."""
+    plain = merge_projections.split
+
+    def split(program: Program, at: fx.Node, x: fx.Node, sizes: Any) -> list[fx.Node]:
+        parts = plain(program, at, x, sizes)
+        node = parts[0].all_input_nodes[0]
+        node.meta["spec"] = node.meta["spec"][::-1]
+        return parts
+
+    m.setattr(merge_projections, "split", split)
+
+
+def rolled(program: Program, node: fx.Node, x: fx.Node) -> fx.Node:
+    spec = x.meta["spec"]
+    return core.aten(program, node, ATEN.roll.default, spec, x, [spec.shape[-1] // 2], [-1])
+
+
 PASS_BUGS = [
     PassBug("sine left out", "canonicalise", ignoring_the_start_of_slices),
     PassBug("eps of the latent norms for all", "rms_norm", arguments(rms_norm, at(2, 1e-6))),
@@ -253,6 +271,7 @@ PASS_BUGS = [
         lambda m: m.setattr(merge_projections, "Concat", lambda parts: Concat(parts[::-1])),
     ),
     PassBug("merged weight of another layer", "merge_projections", first_group_again, "decode"),
+    PassBug("sizes of the parts said the wrong way round", "merge_projections", said_the_wrong_way_round, "decode"),
     PassBug(
         "silu of the wrong half", "swiglu", arguments(swiglu, lambda program, node, x: (rolled(program, node, x),))
     ),
@@ -270,6 +289,13 @@ PASS_BUGS = [
 ]
 
 
-def rolled(program: Program, node: fx.Node, x: fx.Node) -> fx.Node:
-    spec = x.meta["spec"]
-    return core.aten(program, node, ATEN.roll.default, spec, x, [spec.shape[-1] // 2], [-1])
+def said_the_wrong_way_round(m: Patch) -> None:
+    """The parts of a split are right, but said to have each other's sizes."""
+    plain = merge_projections.split
+
+    def split(program: Program, at: fx.Node, x: fx.Node, sizes: Any) -> list[fx.Node]:
+        parts = plain(program, at, x, sizes)
+        parts[0].args[0].meta["spec"] = parts[0].args[0].meta["spec"][::-1]  # type: ignore[union-attr, index]
+        return parts
+
+    m.setattr(merge_projections, "split", split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,12 @@ from dsv2_compile.errors import UsageError
 from dsv2_compile.verify import diagnosis
 from dsv2_compile.verify import golden as goldens
 from dsv2_compile.verify.diagnosis import Finding, Verdicts
-from dsv2_compile.verify.drive import EngineLike, Recording, run_all
+from dsv2_compile.verify.drive import PHASES, EngineLike, Recording, run_all
 from dsv2_compile.verify.golden import Golden
-from dsv2_compile.verify.metrics import FIGURES, Array, Figures, errors, figures, top1, upper
+from dsv2_compile.verify.metrics import Array, errors, figures, row_errors, top1, upper
 from dsv2_compile.verify.progress import Progress, silent
-from dsv2_compile.verify.report import Agreement, Consistency, Report, Section
-from dsv2_compile.verify.rule import Verdict, eps, judge, tolerance
+from dsv2_compile.verify.report import Agreement, Consistency, Level, Report, Section
+from dsv2_compile.verify.rule import Verdict, eps, judge, tolerance, typical
 
 if TYPE_CHECKING:
     from dsv2_compile.checkpoint import Checkpoint
@@ -79,22 +79,24 @@ def oracle_difference(stored: Golden, fresh: Golden) -> float:
 def check(engine: EngineLike, config: ModelConfig, golden: Golden, name: str, progress: Progress = silent) -> Report:
     """Run every path of the plan, ``batch`` twice, and judge what came out."""
     runs = run_all(engine, golden.plan, [*golden.plan.paths, "batch"], progress)
-    sections = tuple(s for path, records in runs.items() for s in _sections(config, golden, path, records[0]))
+    first = {path: records[0] for path, records in runs.items()}
+    sections = tuple(s for path, record in first.items() for s in _sections(config, golden, path, record))
+    levels = _levels(config, golden, list(first.values()))
     return Report(
         engine=name,
         dtype=golden.dtype,
         oracle_dtype=golden.oracle_dtype,
         sections=sections,
-        findings=_findings(config, golden, sections, {path: records[0] for path, records in runs.items()}),
-        top1=tuple(_agreement(config, golden, path, records[0]) for path, records in runs.items()),
+        levels=levels,
+        findings=(*_findings(config, golden, sections, first), *_typical_findings(config, sections, levels)),
+        top1=tuple(_agreement(config, golden, path, record) for path, record in first.items()),
         consistency=tuple(
-            _consistency(runs["batch"][0], records[0], path)
-            for path, records in runs.items()
-            if path not in ("batch", "far")
+            _consistency(first["batch"], record, path) for path, record in first.items() if path not in ("batch", "far")
         ),
         repeatable=_same(*runs["batch"]) if len(runs["batch"]) == 2 else None,
         padding_nan=sum(r.padding_nan for records in runs.values() for r in records),
         routing=golden.routing,
+        spread=golden.spread,
     )
 
 
@@ -108,10 +110,7 @@ def _sections(config: ModelConfig, golden: Golden, path: str, record: Recording)
             out.append(_section(config, golden, path, phase, layer, mine, golden.clean[layer], values))
         index = _probed(golden, record, mine)
         if index.any():
-            actual = np.full(golden.oracle_logits.shape, np.nan, np.float32)
-            for i in np.flatnonzero(index):
-                actual[i] = record.logits[golden.plan.probes[i]]
-            values = actual, golden.oracle_logits, golden.e0_logits
+            values = _logits(golden, record, index), golden.oracle_logits, golden.e0_logits
             out.append(_section(config, golden, path, phase, None, index, _clean_probes(golden), values))
     return out
 
@@ -119,6 +118,14 @@ def _sections(config: ModelConfig, golden: Golden, path: str, record: Recording)
 def _probed(golden: Golden, record: Recording, mine: Mask) -> Mask:
     """Which of the probes have logits in ``record``, among the positions ``mine``."""
     return np.array([p in record.logits and bool(mine[p]) for p in golden.plan.probes])
+
+
+def _logits(golden: Golden, record: Recording, index: Mask) -> Array:
+    """[probes, vocab], NaN but for the probes ``index``."""
+    out = np.full(golden.oracle_logits.shape, np.nan, np.float32)
+    for i in np.flatnonzero(index):
+        out[i] = record.logits[golden.plan.probes[i]]
+    return out
 
 
 def _clean_probes(golden: Golden) -> Mask:
@@ -142,7 +149,7 @@ def _section(
     allowance = eps(config, layer, golden.dtype)
 
     def verdict(rows: Mask) -> Verdict:
-        return judge(errors(actual[rows], exact[rows]), _e0(e0, rows, clean), allowance)
+        return judge(errors(actual[rows], exact[rows]), figures(e0[:, rows]), golden.spread, allowance)
 
     judged, apart = mine & clean, mine & ~clean
     if not judged.any():
@@ -150,11 +157,38 @@ def _section(
     return Section(path, phase, layer, verdict(judged), False, verdict(apart) if apart.any() else None)
 
 
-def _e0(e0: Array, rows: Mask, clean: Mask) -> Figures:
-    """The larger of the figures of ``rows`` and of all rows of the layer that are judged like them."""
-    like = clean if clean[rows].all() else np.ones_like(clean)
-    own, pool = figures(e0[:, rows]), figures(e0[:, like])
-    return Figures(*(max(getattr(own, name), getattr(pool, name)) for name in FIGURES))
+def _levels(config: ModelConfig, golden: Golden, records: list[Recording]) -> tuple[Level, ...]:
+    """By program and probe, the typical error over all paths, on the rows no flip can reach."""
+    out = []
+    for phase in PHASES:
+        for layer in [*range(config.num_hidden_layers), None]:
+            error, e0 = [], []
+            for record in records:
+                mine = record.seen & (record.phase == phase)
+                if layer is None:
+                    rows = _probed(golden, record, mine) & _clean_probes(golden)
+                    actual, exact, eager = _logits(golden, record, rows), golden.oracle_logits, golden.e0_logits
+                else:
+                    rows = mine & golden.clean[layer]
+                    actual, exact, eager = record.rows[layer], golden.oracle_rows[layer], golden.e0_rows[:, layer]
+                error.append(row_errors(actual[rows], exact[rows])[0])
+                e0.append(eager[0, rows])
+            if sum(map(len, error)):
+                part = typical(np.concatenate(error), np.concatenate(e0), eps(config, layer, golden.dtype))
+                out.append(Level(phase, layer, sum(map(len, error)), part))
+    return tuple(out)
+
+
+def _typical_findings(
+    config: ModelConfig, sections: tuple[Section, ...], levels: tuple[Level, ...]
+) -> Iterator[Finding]:
+    """For programs that no path finds anything wrong with, though their error is too large on average."""
+    for phase in PHASES:
+        if any(s.phase == phase and not s.verdict.passed for s in sections):
+            continue
+        bad = [level for level in levels if level.phase == phase and not level.passed]
+        if bad:
+            yield diagnosis.too_large(phase, bad[0].layer, bad[0].ratio, config)
 
 
 def _findings(
@@ -205,7 +239,8 @@ def _agreement(config: ModelConfig, golden: Golden, path: str, record: Recording
     rows = shown & clean if (shown & clean).any() else shown
     actual = np.array([record.logits[golden.plan.probes[i]] for i in np.flatnonzero(rows)])
     exact = golden.oracle_logits[rows]
-    limits = tolerance(_e0(golden.e0_logits, rows, clean), eps(config, None, golden.dtype), float(np.abs(exact).max()))
+    e0, largest = figures(golden.e0_logits[:, rows]), float(np.abs(exact).max())
+    limits = tolerance(e0, golden.spread, eps(config, None, golden.dtype), largest)
     return Agreement(path, top1(actual, exact, limits["max_abs"]), int(shown.sum() - rows.sum()))
 
 

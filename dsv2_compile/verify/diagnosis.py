@@ -12,6 +12,13 @@ Verdicts = Mapping[int | None, Verdict]
 """By layer, and under None the logits."""
 
 
+HALVES = {
+    "latent": "latent norm, or the latent rows of its kv projection",
+    "key": "rotation, the positions, the last rows of its kv projection, or a factor that the latent norm takes out",
+}
+"""What makes one part of a cache row wrong and not the other."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What is wrong on one path with one program. ``layer``: the first with bad rows, None if only the logits are
@@ -50,8 +57,7 @@ def finding(
         return Finding(path, phase, None, (last,), what + beside)
     how = _how(verdicts[bad])
     if wrong_half:
-        part = {"latent": "latent norm and the latent part of the kv projection", "key": "rotation and positions"}
-        what = f"only the {wrong_half} in the rows of layer {bad} is off{how}: look at the {part[wrong_half]} of it"
+        what = f"only the {wrong_half} in the rows of layer {bad} is off{how}: look at its {HALVES[wrong_half]}"
         return Finding(path, phase, bad, (bad,), what + beside)
     own = f"the input norm, kv projection, latent norm and rotation of layer {bad}"
     if bad == 0:
@@ -62,6 +68,18 @@ def finding(
         f"rows ({_tail(config, bad - 1)}), or {own}"
     )
     return Finding(path, phase, bad, (bad - 1, bad), what + beside)
+
+
+def too_large(phase: str, layer: int | None, ratio: float, config: ModelConfig) -> Finding:
+    """No row is out of bounds, but the rows of ``layer`` are off by too much on average."""
+    where = "the logits" if layer is None else f"the rows of layer {layer}"
+    last = config.num_hidden_layers - 1
+    suspects = (last,) if layer is None else (0,) if layer == 0 else (layer - 1, layer)
+    what = (
+        f"{where} are less precise than eager mode, {ratio:.2f} times the limit on average: look for rounding to a "
+        f"smaller dtype, or a constant nearly right, in layer {' or '.join(map(str, suspects))}"
+    )
+    return Finding("every path", phase, layer, suspects, what)
 
 
 def _tail(config: ModelConfig, layer: int) -> str:

@@ -18,6 +18,7 @@ from dsv2_compile.runtime.session import Session
 from dsv2_compile.verify.plan import Call, Plan, synthetic
 from dsv2_compile.verify.progress import Progress, silent
 
+PHASES = ("prefill", "decode")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 

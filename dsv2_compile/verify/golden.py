@@ -3,14 +3,14 @@
 golden/golden.safetensors, by name (N positions of all sequences, L layers, P probed positions):
 tokens int64 [N], lengths, prompts, past int64 [sequences], oracle.rows [L, N, C] and oracle.logits [P, V] in
 the oracle's dtype, e0.rows fp64 [3, L, N] and e0.logits fp64 [3, P] (see metrics.row_errors), clean uint8
-[L + 1, N] (see routing). golden/golden.json: dtypes and routing counts. With it an engine is checked again
-later without the checkpoint.
+[L + 1, N] (see routing). golden/golden.json: dtypes, spread of the eager runs, routing counts.
+With it an engine is checked again later without the checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import IntegrityError
 from dsv2_compile.verify import plan as plans
-from dsv2_compile.verify.metrics import Array
+from dsv2_compile.verify.metrics import FIGURES, Array, Figures
 from dsv2_compile.verify.plan import Plan
 from dsv2_compile.verify.progress import Progress, silent
-from dsv2_compile.verify.rule import UNIT_ROUNDOFF
+from dsv2_compile.verify.rule import UNIT_ROUNDOFF, eager_noise, farthest
 
 if TYPE_CHECKING:
     from dsv2_compile.engine.writer import EngineWriter
@@ -38,8 +38,8 @@ _REMEDY = "Rebuild the engine with this version of dsv2-compile."
 
 @dataclass(frozen=True)
 class Golden:
-    """``e0_rows``, ``e0_logits``: the row errors of eager mode. ``clean`` bool [L + 1, N]: rows no router flip can
-    reach; ``routing`` counts choices, unstable, flips."""
+    """``e0_rows``, ``e0_logits``: the row errors of eager mode, ``spread`` how far its runs lie apart (see rule).
+    ``clean`` bool [L + 1, N]: rows no router flip can reach; ``routing`` counts choices, unstable, flips."""
 
     plan: Plan
     dtype: str
@@ -48,6 +48,7 @@ class Golden:
     oracle_logits: Array
     e0_rows: Array
     e0_logits: Array
+    spread: Figures
     clean: NDArray[np.bool_]
     routing: dict[str, int]
 
@@ -68,7 +69,13 @@ class Golden:
                 "clean": self.clean.astype(np.uint8),
             }
         )
-        info = {"version": VERSION, "dtype": self.dtype, "oracle_dtype": self.oracle_dtype, "routing": self.routing}
+        info = {
+            "version": VERSION,
+            "dtype": self.dtype,
+            "oracle_dtype": self.oracle_dtype,
+            "spread": asdict(self.spread),
+            "routing": self.routing,
+        }
         writer.add_bytes(DATA, data)
         writer.add_bytes(INFO, (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())
 
@@ -98,7 +105,22 @@ def compute(config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, p
     noise = oracle.noise(config, source, plan, getattr(torch, dtype), exact, progress)
     routing = analyse(config, dtype, plan.lengths, exact.router, noise.router, noise.turned)
     counts = {"choices": routing.choices, "unstable": routing.unstable, "flips": routing.flips}
-    return Golden(plan, dtype, wide, exact.rows, exact.logits, noise.rows, noise.logits, routing.clean, counts)
+    parts = [(noise.rows[:, :, i], routing.clean[i]) for i in range(config.num_hidden_layers)]
+    parts.append((noise.logits, routing.clean[-1][list(plan.probes)]))
+    *e0_rows, e0_logits = (eager_noise(*part) for part in parts)
+    spread = np.max([farthest(*part) for part in parts], axis=0)
+    return Golden(
+        plan=plan,
+        dtype=dtype,
+        oracle_dtype=wide,
+        oracle_rows=exact.rows,
+        oracle_logits=exact.logits,
+        e0_rows=np.stack(e0_rows, 1),
+        e0_logits=e0_logits,
+        spread=Figures(*spread.tolist()),
+        clean=routing.clean,
+        routing=counts,
+    )
 
 
 def read(root: Path, config: ModelConfig) -> Golden:
@@ -126,6 +148,7 @@ def read(root: Path, config: ModelConfig) -> Golden:
             t["oracle.logits"],
             t["e0.rows"],
             t["e0.logits"],
+            Figures(**{name: float(info["spread"][name]) for name in FIGURES}),
             t["clean"].astype(bool),
             {k: int(info["routing"][k]) for k in ("choices", "unstable", "flips")},
         )

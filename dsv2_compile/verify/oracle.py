@@ -27,8 +27,8 @@ from dsv2_compile.verify.routing import chosen
 from dsv2_compile.weights import Recipe, Stack, TensorSource
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-DRAWS, FAR_DRAWS = 8, 2
-"""Eager runs that e0 is the worst of; fewer of a sequence whose long prefix every run expands anew."""
+DRAWS = 12
+"""Eager runs that e0 is the mean of."""
 JITTERED = 1 / 12
 """Part of the embedded values that a further run moves to a neighbouring number: to move one value in twelve by a
 whole step adds the variance of one rounding, 1/12 of a step squared."""
@@ -49,9 +49,9 @@ class Trace:
 
 @dataclass(frozen=True)
 class Noise:
-    """What eager mode is off by, the worst of its runs: ``rows`` [3, layers, N] and ``logits`` [3, probes] as
-    `metrics.row_errors`, ``router`` by MoE layer, largest difference of a router logit [N], and ``turned`` bool [N],
-    whether a run chose other experts."""
+    """What eager mode is off by, run by run: ``rows`` [DRAWS, 3, layers, N] and ``logits`` [DRAWS, 3, probes] as
+    `metrics.row_errors`; of all runs, by MoE layer, ``router``, the largest difference of a
+    router logit [N], and ``turned`` bool [N], whether other experts were chosen."""
 
     rows: Array
     logits: Array
@@ -59,28 +59,18 @@ class Noise:
     turned: dict[int, NDArray[np.bool_]]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Sequence ``sequence`` for the ``draw``-th time; its positions are ``at`` among those of all."""
-
-    sequence: int
-    draw: int
-    at: slice
-
-
 def run(
     config: ModelConfig, source: TensorSource, plan: Plan, dtype: torch.dtype, progress: Progress = silent
 ) -> Trace:
     """The sequences of ``plan``; ``progress(what, done, total)`` is called after every layer."""
-    runs = [_run(plan, b, 0) for b in range(len(plan.tokens))]
     rows, router, logits = [], {}, np.empty(0)
-    for i, new, gate in _layers(config, source, plan, runs, dtype, progress):
+    for i, new, gate in _layers(config, source, plan, 1, dtype, progress):
         if i is None:
-            logits = np.concatenate(new)
+            logits = np.concatenate(new, 1)[0]
             continue
-        rows.append(np.concatenate(new))
+        rows.append(np.concatenate(new, 1)[0])
         if gate is not None:
-            router[i] = np.concatenate(gate)
+            router[i] = np.concatenate(gate, 1)[0]
     return Trace(np.stack(rows), logits, router)
 
 
@@ -94,103 +84,89 @@ def noise(
 ) -> Noise:
     """Eager mode in ``dtype`` against ``exact``: as it is, and from embeddings with one more rounding error.
 
-    One run is one sample of a noise that varies by some times from row to row; a row of an engine is another.
+    The error of one run is one sample of a noise, that of an engine another: it takes several to know its size.
     """
-    far = set(range(len(plan.tokens))) - set(plan.near)
-    runs = [_run(plan, b, k) for b in range(len(plan.tokens)) for k in range(FAR_DRAWS if b in far else DRAWS)]
-    total = plan.offsets[-1]
-    rows = np.zeros((3, config.num_hidden_layers, total))
-    logits = np.zeros((3, len(plan.probes)))
-    router: dict[int, Array] = {}
-    turned: dict[int, NDArray[np.bool_]] = {}
-    for i, new, gate in _layers(config, source, plan, runs, dtype, progress):
-        for n, (r, values) in enumerate(zip(runs, new, strict=True)):
-            if i is None:
-                at = _probes(plan, r)
-                logits[:, at] = np.maximum(logits[:, at], row_errors(values, exact.logits[at]))
-                continue
-            rows[:, i, r.at] = np.maximum(rows[:, i, r.at], row_errors(values, exact.rows[i, r.at]))
-            if gate is None:
-                continue
-            off, other = router.setdefault(i, np.zeros(total)), turned.setdefault(i, np.zeros(total, bool))
-            want = exact.router[i][r.at]
-            off[r.at] = np.maximum(off[r.at], np.abs(gate[n] - want).max(1))
-            other[r.at] |= (chosen(config, gate[n]) != chosen(config, want)).any(1)
+    rows = np.zeros((DRAWS, 3, config.num_hidden_layers, plan.offsets[-1]))
+    logits = np.zeros((DRAWS, 3, len(plan.probes)))
+    router, turned = {}, {}
+    for i, new, gate in _layers(config, source, plan, DRAWS, dtype, progress):
+        values = np.concatenate(new, 1)
+        if i is None:
+            logits[:] = [row_errors(v, exact.logits) for v in values]
+            continue
+        rows[:, :, i] = [row_errors(v, exact.rows[i]) for v in values]
+        if gate is not None:
+            scores, want = np.concatenate(gate, 1), exact.router[i]
+            router[i] = np.abs(scores - want).max((0, 2))
+            turned[i] = np.any([(chosen(config, s) != chosen(config, want)).any(1) for s in scores], axis=0)
     return Noise(rows, logits, router, turned)
-
-
-def _run(plan: Plan, sequence: int, draw: int) -> _Run:
-    return _Run(sequence, draw, slice(plan.offsets[sequence], plan.offsets[sequence + 1]))
-
-
-def _probes(plan: Plan, r: _Run) -> list[int]:
-    """Which of the probes lie in the sequence of ``r``."""
-    return [i for i, p in enumerate(plan.probes) if r.at.start <= p < r.at.stop]
 
 
 @torch.no_grad()
 def _layers(
-    config: ModelConfig,
-    source: TensorSource,
-    plan: Plan,
-    runs: Sequence[_Run],
-    dtype: torch.dtype,
-    progress: Progress,
+    config: ModelConfig, source: TensorSource, plan: Plan, draws: int, dtype: torch.dtype, progress: Progress
 ) -> Iterator[tuple[int | None, list[Array], list[Array] | None]]:
-    """By layer: its number, the cache rows [S, C] of every run, their router logits [S, E] or None.
-    At the end: None and the logits of the probed positions of every run. fp32 where ``dtype`` is narrower."""
+    """By layer: its number, and by sequence the cache rows [draws, S, C] and the router logits [draws, S, E] or None.
+    At the end: None and the logits [draws, probes of the sequence, V]. fp32 where ``dtype`` is narrower.
+
+    The draws of a sequence stand one after the other as one sequence whose mask keeps them apart: so a weight is
+    read, and a long prefix expanded, once for all.
+    """
     positions = max(past + n for past, n in zip(plan.past, plan.lengths, strict=True))
     table = reference.LazyWeights(source, config, dtype, positions)
-    states, contexts = _embed(table, plan, runs)
+    states, contexts = _embed(table, plan, draws)
     sizes = [x.shape[1] for x in states]
     what = f"{str(dtype).removeprefix('torch.')} reference"
+
+    def apart(parts: Sequence[Tensor]) -> list[Array]:
+        return [_numpy(x.reshape(draws, -1, x.shape[-1])) for x in parts]
+
     for i in range(config.num_hidden_layers):
         w = _dense_part(table, i)
         experts = [table.table[f"model.layers.{i}.{name}"] for name in EXPERTS] if config.is_moe(i) else None
-        caches = {past: torch.from_numpy(synthetic(config, i, past)).to(dtype)[None] for past in set(plan.past)}
-        out = [
-            _attend(config, w, x, caches[plan.past[r.sequence]], ctx)
-            for r, x, ctx in zip(runs, states, contexts, strict=True)
-        ]
+        caches = [torch.from_numpy(synthetic(config, i, past)).to(dtype)[None] for past in plan.past]
+        out = [_attend(config, w, x, cache, ctx) for x, cache, ctx in zip(states, caches, contexts, strict=True)]
         flat = torch.cat([y for _, y, _ in out], 1)
         router = None
         if experts is None:
             added = reference.mlp(w, "mlp", flat)
         else:
             gate = w["mlp.gate.weight"]
-            router = _numpy(F.linear(upcast(flat), upcast(gate))[0].split(sizes))
+            router = apart(F.linear(upcast(flat), upcast(gate)).split(sizes, 1))
             ids, weights = reference.route(config, gate, flat)
             added = _routed(source, experts, dtype, flat[0], ids[0], weights[0])[None]
             if config.n_shared_experts:
                 added = added + reference.mlp(w, "mlp.shared_experts", flat)
         states = [x + part for (x, _, _), part in zip(out, added.split(sizes, 1), strict=True)]
         progress(what, i + 1, config.num_hidden_layers)
-        yield i, _numpy([new[0] for _, _, new in out]), router
-    probed = [x[0, [plan.probes[i] - r.at.start for i in _probes(plan, r)]] for r, x in zip(runs, states, strict=True)]
+        yield i, apart([new for _, _, new in out]), router
+    probed = []
+    for x, start, stop in zip(states, plan.offsets, plan.offsets[1:], strict=False):
+        at = [p - start for p in plan.probes if start <= p < stop]
+        probed.append(x.reshape(draws, -1, x.shape[-1])[:, at].flatten(0, 1))
     head = reference.head(config, {k: table[k] for k in ("model.norm.weight", "lm_head.weight")}, torch.cat(probed))
-    yield None, _numpy(head.split([len(x) for x in probed])), None
+    yield None, apart(head.split([len(x) for x in probed])), None
 
 
-def _embed(
-    table: reference.LazyWeights, plan: Plan, runs: Sequence[_Run]
-) -> tuple[list[Tensor], list[reference.Context]]:
-    """Hidden states [1, S, D] and contexts by run, keeping only the embeddings that occur."""
+def _embed(table: reference.LazyWeights, plan: Plan, draws: int) -> tuple[list[Tensor], list[reference.Context]]:
+    """By sequence hidden states [1, draws x S, D] and contexts, keeping only the embeddings that occur."""
     names, inverse = torch.unique(torch.tensor([t for s in plan.tokens for t in s]), return_inverse=True)
     raw = table.source.tensor("model.embed_tokens.weight")
     weights = {k: table[k] for k in ("rope.cos", "rope.sin")}
     weights["model.embed_tokens.weight"] = raw[names].to(table.dtype)
-    once = [
-        reference.embed(weights, ids[None], torch.tensor([past]), past)
-        for ids, past in zip(inverse.split(plan.lengths), plan.past, strict=True)
-    ]
-    return [_jittered(once[r.sequence][0], r) for r in runs], [once[r.sequence][1] for r in runs]
+    states, contexts = [], []
+    for ids, past in zip(inverse.split(plan.lengths), plan.past, strict=True):
+        x, ctx = reference.embed(weights, ids[None], torch.tensor([past]), past)
+        states.append(torch.cat([x, *(_jittered(x, k) for k in range(1, draws))], 1))
+        old, new = ctx.visible[0].split([past, len(ids)], 1)
+        visible = torch.cat((old.repeat(draws, 1), torch.block_diag(*[new] * draws)), 1)
+        contexts.append(reference.Context(ctx.cos.repeat(1, draws, 1), ctx.sin.repeat(1, draws, 1), visible[None]))
+    return states, contexts
 
 
-def _jittered(x: Tensor, r: _Run) -> Tensor:
-    """Draw 0 is ``x``; in the others some values, at random, are a neighbouring number instead."""
-    if not r.draw:
-        return x
-    g = torch.Generator().manual_seed(1000 * r.sequence + r.draw)
+def _jittered(x: Tensor, draw: int) -> Tensor:
+    """``x`` with some values, at random, moved to a neighbouring number."""
+    g = torch.Generator().manual_seed(draw)
     moved = torch.rand(x.shape, generator=g) < JITTERED
     up = torch.rand(x.shape, generator=g) < 0.5
     towards = torch.where(up, torch.inf, -torch.inf).to(x.dtype)
@@ -230,5 +206,6 @@ def _expert(recipe: Recipe, index: int) -> Recipe:
     return recipe.parts[index]
 
 
-def _numpy(parts: Sequence[Tensor]) -> list[Array]:
-    return [upcast(x).numpy() for x in parts]
+def _numpy(x: Tensor) -> Array:
+    out: Array = upcast(x).numpy()
+    return out

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import fx
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import NumericError, PassError
@@ -14,7 +16,7 @@ from dsv2_compile.export import export
 from dsv2_compile.model.layout import checkpoint_tensors
 from dsv2_compile.passes import pipeline
 from dsv2_compile.passes.core import Pass, PassRecord
-from dsv2_compile.program import Program
+from dsv2_compile.program import Program, TensorSpec
 
 DTYPE = torch.float64
 BATCH, TOKENS, CONTEXT = 3, 4, 6
@@ -43,8 +45,31 @@ class Twin:
     inputs: dict[str, torch.Tensor]
 
     def outputs(self) -> dict[str, torch.Tensor]:
+        """ValueError for a node whose value is not what its ``spec`` or ``sym`` says: backends go by these."""
         weights = {n: self.program.weights[n].evaluate(self.source, DTYPE) for n in self.program.weights.recipes}
-        return evaluate(self.program, self.inputs, weights)
+        sizes = {"batch": BATCH, "tokens": self.inputs["tokens"].shape[1], "context": CONTEXT}
+
+        def watch(node: fx.Node, value: Any) -> None:
+            said, found = _said(node, sizes), _found(value)
+            if said != found:
+                raise ValueError(f"{node.name} is said to be {said}, but is {found}")
+
+        return evaluate(self.program, self.inputs, weights, watch)
+
+
+def _said(node: fx.Node, sizes: dict[str, int]) -> Any:
+    """Shape and dtype of a node at ``sizes``, of several results a tuple of them; of a size its value."""
+    if "spec" not in node.meta:
+        return TensorSpec((node.meta["sym"],), torch.int64).concrete(**sizes)[0]
+    specs = node.meta["spec"]
+    one = [(s.concrete(**sizes), s.dtype) for s in (specs if isinstance(specs, tuple) else (specs,))]
+    return tuple(one) if isinstance(specs, tuple) else one[0]
+
+
+def _found(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    return tuple(map(_found, value)) if isinstance(value, (tuple, list)) else value
 
 
 def twin(config: ModelConfig, phase: str, seed: int = 0) -> Twin:

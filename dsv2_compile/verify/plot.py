@@ -1,34 +1,47 @@
-"""The report as a page: error by layer against what eager mode loses and what the rule allows. One file, no script."""
+"""A report as a page: the verdict, error by layer against eager mode and the limit, and every count. One file."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from dsv2_compile.errors import UsageError
-from dsv2_compile.verify.report import Report, Section
+from dsv2_compile.verify import chart
+from dsv2_compile.verify.chart import DARK, LIGHT
+from dsv2_compile.verify.drive import PHASES
+from dsv2_compile.verify.report import REPEATED, RULE, Report, Section
 
 ENDINGS = (".html", ".svg")
-WIDTH, HEIGHT = 760, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 34, 34
-_GAP = 16
-_INK = {"error": "#1f5fa8", "e0": "#8a8f98", "limit": "#c8453b"}
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:800px;margin:2.5rem auto;padding:0 1rem;color:#1b1f24}"
-    "h1{font-size:1.4rem;margin:0}pre{background:#f5f6f8;padding:.8rem;overflow:auto;font-size:12px;line-height:1.4}"
-    ".verdict{font-weight:600}.passed{color:#1a7f45}.failed{color:#c8453b}svg{max-width:100%;height:auto}"
+    f":root{{color-scheme:light dark;{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}"
+    "body{font:15px/1.55 system-ui,sans-serif;max-width:920px;margin:2.5rem auto;padding:0 1rem;color:var(--ink);"
+    "background:var(--back)}h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.05rem;margin:2.2rem 0 .6rem}"
+    "p{margin:.4rem 0;max-width:46rem}.soft{color:var(--soft)}.verdict{font-weight:600;font-size:1.05rem}"
+    ".passed{color:var(--green)}.failed{color:var(--red)}li{margin:.3rem 0}"
+    ".problems li:first-child{color:var(--red);font-weight:600}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}"
+    "th,td{padding:.28rem .9rem .28rem 0;text-align:right;border-bottom:1px solid var(--line)}"
+    "th{font-weight:600;color:var(--soft)}th:first-child,td:first-child{text-align:left}"
+    ".scroll{overflow-x:auto;white-space:nowrap}svg{max-width:100%;height:auto}summary{cursor:pointer}"
+    ".key{display:inline-block;vertical-align:middle;margin:0 .35rem 0 1rem}.key:first-child{margin-left:0}"
+    + chart.STYLE
+)
+_KEYS = (
+    ("engine", '<circle class="error" cx="12" cy="6" r="4"/>'),
+    ("engine, over a limit", '<circle class="error bad" cx="12" cy="6" r="5"/>'),
+    ("eager mode in the engine's dtype (e0)", '<polyline class="e0" points="0,6 24,6"/>'),
+    ("limit", '<polyline class="limit" points="0,6 24,6"/>'),
 )
 
 
 def write_report(report: Report, path: Path) -> None:
-    """``path`` ends in .html (the figures and the table) or .svg (the figures). UsageError for another ending."""
+    """``path`` ends in .html (everything) or .svg (the charts). UsageError for another ending."""
     if path.suffix not in ENDINGS:
         raise UsageError(
             f"A report cannot be written as {path.suffix or 'a file without ending'}.", "Use .html or .svg."
         )
-    text = figure(report) if path.suffix == ".svg" else page(report)
+    text = charts(report, alone=True) if path.suffix == ".svg" else page(report)
     path.write_text(text, encoding="utf-8")
 
 
@@ -36,92 +49,105 @@ def page(report: Report) -> str:
     """Self-contained HTML."""
     kind = "passed" if report.passed else "failed"
     verdict = (
-        "Computes what the eager model computes." if report.passed else "Does not compute what the model computes."
+        "Computes what the eager model computes."
+        if report.passed
+        else "Does not compute what the eager model computes."
+    )
+    problems = "".join(f"<li>{escape(p)}</li>" for p in report.problems)  # the first is where to begin
+    keys = "".join(
+        f'<svg class="key" width="24" height="12">{mark}</svg><span>{escape(name)}</span>' for name, mark in _KEYS
     )
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.engine)}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(report.engine)}</h1>"
-        f'<p class="verdict {kind}">{verdict}</p>'
-        f"<p>{escape(report.dtype)} engine against the {escape(report.oracle_dtype)} eager model. Relative L2 error at "
-        "the 95th percentile of the rows; grey is eager mode in the engine's dtype, red what the rule allows.</p>"
-        f"{figure(report)}<pre>{escape(report.text())}</pre></html>\n"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(report.engine)}: numeric check</title><style>{_STYLE}</style>"
+        f'<h1>{escape(report.engine)}</h1><p class="verdict {kind}">{verdict}</p>'
+        f'<p class="soft">{escape(report.dtype)} engine against the eager model in {escape(report.oracle_dtype)}. '
+        f"{escape(RULE[0].upper() + RULE[1:])}.</p>"
+        + (f'<ul class="problems">{problems}</ul>' if problems else "")
+        + '<h2>Error by layer</h2><p class="soft">Relative L2 error of the cache rows of each layer and of the logits, '
+        "95th percentile; above it the errors of all paths on average, as parts of their limit. A layer's rows depend "
+        "on all layers before it: the first that is off names the place.</p>" + f"<p>{keys}</p>{charts(report)}"
+        f"<h2>Most likely token</h2>{_tokens(report)}<h2>One path against another</h2>{_paths(report)}"
+        f"<h2>Also</h2>{_rest(report)}"
+        f"<h2>Every figure</h2><details><summary>{len(report.sections)} rows</summary>"
+        f'<div class="scroll">{_figures(report)}</div></details></html>\n'
     )
 
 
-def figure(report: Report) -> str:
-    """One SVG, a panel for every path and phase; layers from left to right, the logits last."""
-    groups: dict[tuple[str, str], list[Section]] = {}
+def charts(report: Report, alone: bool = False) -> str:
+    """One SVG, a column for each program: the errors on average, then a row for every path."""
+    levels = {phase: chart.level_points(x for x in report.levels if x.phase == phase) for phase in PHASES}
+    groups: dict[str, dict[str, list[Section]]] = {}
     for s in report.sections:
-        groups.setdefault((s.path, s.phase), []).append(s)
-    scale = _scale(report.sections)
-    panels = [_panel(i, *key, rows, scale) for i, (key, rows) in enumerate(groups.items())]
-    height = len(panels) * (HEIGHT + _GAP)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'font-family="system-ui,sans-serif" font-size="11">{"".join(panels)}</svg>'
+        groups.setdefault(s.path, {}).setdefault(s.phase, []).append(s)
+    points = {path: {k: chart.section_points(v) for k, v in group.items()} for path, group in groups.items()}
+    average = chart.scale(p for group in levels.values() for p in group)
+    decades = chart.scale(p for group in points.values() for part in group.values() for p in part)
+    panels = [chart.panel(f"{phase}, every path on average, in limits", levels[phase], average) for phase in PHASES]
+    for path, group in points.items():
+        panels += [chart.panel(f"{phase}, {path}", group[phase], decades) if phase in group else "" for phase in PHASES]
+    return chart.sheet(panels, alone)
+
+
+def _tokens(report: Report) -> str:
+    head = ("path", "margin beyond rounding", "agree", "margin within rounding", "agree", "behind a router flip")
+    rows = [
+        (a.path, a.top1.stable, a.top1.stable_agree, a.top1.unstable, a.top1.unstable_agree, a.apart)
+        for a in report.top1
+    ]
+    return _table(head, rows)
+
+
+def _paths(report: Report) -> str:
+    head = ("path against batch", "rows", "logits", "largest difference", "")
+    rows = [
+        (c.path, c.rows, c.logits, f"{c.difference:.1e}", "same bits" if c.bitwise else "") for c in report.consistency
+    ]
+    return _table(head, rows)
+
+
+def _rest(report: Report) -> str:
+    r = report.routing
+    rows: list[tuple[object, ...]] = [
+        ("router choices", r["choices"]),
+        ("that rounding can turn", r["unstable"]),
+        ("that eager mode turned", r["flips"]),
+        ("the same input twice", REPEATED[report.repeatable]),
+        ("NaN in padding, which nothing reads", report.padding_nan),
+        ("farthest eager run from the others", f"{report.spread.rel_l2_p95:.2f} x"),
+    ]
+    if report.oracle_difference is not None:
+        limit = f"{report.oracle_difference:.1e} (limit {report.oracle_limit:.1e})"
+        rows.append(("golden data against the checkpoint", limit))
+    return _table(("", ""), rows)
+
+
+def _figures(report: Report) -> str:
+    head = (
+        "path",
+        "program",
+        "probe",
+        "rows",
+        "rel. L2 p95",
+        "e0",
+        "limit",
+        "cosine p5",
+        "largest",
+        "limit",
+        "scale",
+        "",
     )
+    rows = []
+    for s in report.sections:
+        v, e = s.verdict, s.verdict.error
+        told = ", ".join(v.failed) if v.failed else "flips" if s.flips else ""
+        figures = (f"{x:.2e}" for x in (e.rel_l2_p95, v.e0.rel_l2_p95, v.limits["rel_l2_p95"]))
+        rest = (f"{e.cosine_p5:.12f}", f"{e.max_abs:.2e}", f"{v.limits['max_abs']:.2e}", f"{e.scale:.7f}", told)
+        rows.append((s.path, s.phase, s.probe, e.rows, *figures, *rest))
+    return _table(head, rows)
 
 
-Scale = tuple[int, int]
-"""Powers of ten at the lower and the upper end of the axis."""
-
-
-def _scale(sections: Iterable[Section]) -> Scale:
-    values = [v for s in sections for v in _values(s).values() if math.isfinite(v) and v > 0] or [1e-7, 1.0]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return low, max(high, low + 1)
-
-
-def _values(s: Section) -> dict[str, float]:
-    v = s.verdict
-    return {"error": v.error.rel_l2_p95, "e0": v.e0.rel_l2_p95, "limit": v.limits["rel_l2_p95"]}
-
-
-def _panel(index: int, path: str, phase: str, sections: Sequence[Section], scale: Scale) -> str:
-    ordered = sorted(sections, key=lambda s: math.inf if s.layer is None else s.layer)
-    step = (WIDTH - _LEFT - _RIGHT) / max(len(ordered) - 1, 1)
-    low, high = scale
-
-    def x(i: int) -> float:
-        return _LEFT + i * step if len(ordered) > 1 else (_LEFT + WIDTH - _RIGHT) / 2
-
-    def y(value: float) -> float:
-        """Zero lies at the lower edge; what is not finite, at the upper."""
-        power = high if not math.isfinite(value) else math.log10(value) if value > 0 else low
-        share = (min(max(power, low), high) - low) / (high - low)
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
-
-    parts = [f'<text x="{_LEFT}" y="20" font-size="13" font-weight="600">{escape(path)}, {escape(phase)}</text>']
-    parts += _grid(scale, y)
-    for name in ("limit", "e0"):
-        points = " ".join(f"{x(i):.1f},{y(_values(s)[name]):.1f}" for i, s in enumerate(ordered))
-        dash = ' stroke-dasharray="5 3"' if name == "limit" else ""
-        parts.append(f'<polyline class="{name}" points="{points}" fill="none" stroke="{_INK[name]}"{dash}/>')
-    every = -(-len(ordered) // 16)
-    for i, s in enumerate(ordered):
-        parts.append(_point(x(i), y, s))
-        if s.layer is None or i % every == 0:
-            label = "logits" if s.layer is None else str(s.layer)
-            parts.append(f'<text x="{x(i):.1f}" y="{HEIGHT - 14}" text-anchor="middle" fill="#555">{label}</text>')
-    return f'<g transform="translate(0 {index * (HEIGHT + _GAP)})">{"".join(parts)}</g>'
-
-
-def _grid(scale: Scale, y: Callable[[float], float]) -> list[str]:
-    out = []
-    for power in range(scale[0], scale[1] + 1):
-        at = y(10.0**power)
-        out.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#e4e6ea"/>')
-        out.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" fill="#555">1e{power}</text>')
-    return out
-
-
-def _point(x: float, y: Callable[[float], float], s: Section) -> str:
-    values = _values(s)
-    ink = _INK["error"] if s.verdict.passed else _INK["limit"]
-    told = f"{s.probe}: {values['error']:.2e}, eager {values['e0']:.2e}, limit {values['limit']:.2e}"
-    if not s.verdict.passed:
-        told += f"; over the limit: {', '.join(s.verdict.failed)}"
-    return (
-        f'<circle class="error" cx="{x:.1f}" cy="{y(values["error"]):.1f}" r="4" fill="{ink}">'
-        f"<title>{escape(told)}</title></circle>"
-    )
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    top = "".join(f"<th>{escape(h)}</th>" for h in head) if any(head) else ""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(x))}</td>' for x in row)}</tr>" for row in rows)
+    return f"<table>{f'<tr>{top}</tr>' if top else ''}{body}</table>"

@@ -12,6 +12,8 @@ from functools import cache
 import pytest
 import torch
 
+from dsv2_compile import compiler
+from dsv2_compile.compiler import CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig, RopeConfig
 from dsv2_compile.errors import PassError, UsageError
 from dsv2_compile.evaluate import evaluate
@@ -203,3 +205,38 @@ def test_absorb_takes_the_cheapest_form_unless_asked():
         with pytest.raises(UsageError, match="no MLA form"):
             check_forms(wrong)
     assert Absorb(forms={"decode": "merged"}).forms == {"decode": "merged"}
+
+
+TWINS = {
+    "all groups kept, every expert": (12, 12, 4, 4),
+    "group-limited": (12, 3, 4, 2),
+    "one group": (12, 3, 1, 1),
+    "greedy": (7, 3, 1, 1),
+    "all dense": (0, 3, 1, 1),
+}
+"""Experts, experts per token, groups and groups kept of the twin."""
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_twin_has_the_structure_of_its_model(name):
+    t = CONFIGS[name].twin()
+    assert (t.n_routed_experts, t.num_experts_per_tok, t.n_group, t.topk_group) == TWINS[name]
+    assert [promised(t)[k] > 0 for k in promised(t)] == [promised(CONFIGS[name])[k] > 0 for k in promised(t)]
+
+
+def test_every_pass_keeps_its_claim_where_every_expert_is_taken():
+    records = check_passes(CONFIGS["all groups kept, every expert"], "decode", pipeline())
+    assert {r.name: r.matches for r in records}["gate"] == 2
+
+
+def test_the_graph_after_every_pass_is_written_and_can_be_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "export", lambda config, phase, dtype, positions: naive("greedy", phase))
+    options = CompileOptions(TARGETS["cpu"], 64, {}, check=False, dump=tmp_path)
+    program, records = compile_program(BASE, "prefill", options)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert files == [f"prefill.{i:02}.{name}.txt" for i, name in enumerate(["exported", *(r.name for r in records)])]
+    texts = [(tmp_path / name).read_text() for name in files]
+    assert texts[-1] == program_text(program)
+    for text, record in zip(texts[1:], records, strict=True):
+        assert program_text(parse_program(text, BASE, "prefill")) == text
+        assert len(text.splitlines()) == record.nodes_after
