@@ -23,10 +23,10 @@ from dsv2_compile.errors import UsageError
 from dsv2_compile.estimate import Estimate, estimate, require_memory
 from dsv2_compile.passes.absorb import WORKLOADS, check_forms
 from dsv2_compile.program import Program, TensorSpec
+from dsv2_compile.progress import Progress, silent
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.targets import target
 from dsv2_compile.verify import Report, make_golden, verify_engine
-from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.weights import Recipe
 
 DTYPE = torch.float32

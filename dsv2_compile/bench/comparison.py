@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv2_compile.bench.measure import Progress, Workload
+from dsv2_compile.bench.measure import Workload
 from dsv2_compile.bench.process import run
 from dsv2_compile.bench.stats import Spread
 from dsv2_compile.errors import UsageError
+from dsv2_compile.progress import Progress
 
 SUBJECTS = ("engine", "eager", "compile")
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dsv2_compile.bench.machine import Machine, machine, own_memory
-from dsv2_compile.bench.measure import Ints, Measurements, Progress, Workload, measure
+from dsv2_compile.bench.measure import Ints, Measurements, Workload, measure
 from dsv2_compile.config import ModelConfig
+from dsv2_compile.progress import Progress
 from dsv2_compile.runtime import Engine, Session
 
 COSTS = "programs.json"

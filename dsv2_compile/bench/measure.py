@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dsv2_compile.bench.bandwidth import Bandwidth
 from dsv2_compile.bench.stats import Spread
 from dsv2_compile.errors import UsageError
+from dsv2_compile.progress import Progress, silent
 
 Ints = NDArray[np.int64]
 WARM_STEPS = 3
@@ -107,10 +108,7 @@ class Measurements:
     skipped: tuple[str, ...]
 
 
-Progress = Callable[[str, int, int], None]
-
-
-def measure(subject: Subject, work: Workload, progress: Progress = lambda what, done, total: None) -> Measurements:
+def measure(subject: Subject, work: Workload, progress: Progress = silent) -> Measurements:
     """Run ``work``; random tokens, the same for every subject of the same vocabulary."""
     deadline = time.monotonic() + (float("inf") if work.seconds is None else work.seconds)
     rng = np.random.default_rng(work.seed)

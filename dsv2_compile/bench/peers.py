@@ -13,7 +13,8 @@ from typing import Any
 
 from dsv2_compile.bench.engine import BenchReport
 from dsv2_compile.bench.machine import machine, own_memory
-from dsv2_compile.bench.measure import WARM_STEPS, Ints, Progress, Workload, measure
+from dsv2_compile.bench.measure import WARM_STEPS, Ints, Workload, measure
+from dsv2_compile.progress import Progress
 
 MODES = ("eager", "compile")
 CHUNK = 512

@@ -13,7 +13,8 @@ import sys
 from typing import Any
 
 from dsv2_compile.bench.engine import BenchReport, bench_engine
-from dsv2_compile.bench.measure import Progress, Workload
+from dsv2_compile.bench.measure import Workload
+from dsv2_compile.progress import Progress
 
 
 def report(request: dict[str, Any], progress: Progress) -> BenchReport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,20 +20,14 @@ from dsv2_compile.checkpoint.match import match_layout, stored_dtype
 from dsv2_compile.checkpoint.shards import Stored, read_weights, shard_names
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import ModelError, UsageError
+from dsv2_compile.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total); total is 0 where it is not known."""
-
 MAX_FILES = 100_000
 _SHOWN = 100
 _THREADS = 2
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No display."""
 
 
 @dataclass(frozen=True)

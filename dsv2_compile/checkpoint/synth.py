@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.engine.disk import disk, disk_error, exchange, sync_dir
 from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.model.layout import checkpoint_tensors
+from dsv2_compile.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 INDEX = "model.safetensors.index.json"
 _SAFETENSORS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -62,7 +62,7 @@ class _Shard:
     header: bytes
 
 
-def synth(request: SynthRequest, progress: Progress = lambda what, done, total: None) -> SynthReport:
+def synth(request: SynthRequest, progress: Progress = silent) -> SynthReport:
     """Write the checkpoint, complete under its name or not at all; a few blocks of it are in memory at a time.
 
     ``progress`` gets bytes. UsageError: a preset, setting, dtype or output that cannot be. ResourceError: no room.

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import UsageError
+from dsv2_compile.progress import Progress, silent
 from dsv2_compile.verify import diagnosis
 from dsv2_compile.verify import golden as goldens
 from dsv2_compile.verify.diagnosis import Finding, Verdicts
 from dsv2_compile.verify.drive import PHASES, EngineLike, Recording, run_all
 from dsv2_compile.verify.golden import Golden
 from dsv2_compile.verify.metrics import Array, errors, figures, row_errors, top1, upper
-from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.verify.report import Agreement, Consistency, Level, Report, Section
 from dsv2_compile.verify.rule import Verdict, eps, judge, tolerance, typical
 

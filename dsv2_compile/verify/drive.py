@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import Dsv2Error, NumericError
+from dsv2_compile.progress import Progress, silent
 from dsv2_compile.runtime.session import Session
 from dsv2_compile.verify.plan import Call, Plan, synthetic
-from dsv2_compile.verify.progress import Progress, silent
 
 PHASES = ("prefill", "decode")
 Ints = NDArray[np.int64]

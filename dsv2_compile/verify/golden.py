@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import IntegrityError
+from dsv2_compile.progress import Progress, silent
 from dsv2_compile.verify import plan as plans
 from dsv2_compile.verify.metrics import FIGURES, Array, Figures
 from dsv2_compile.verify.plan import Plan
-from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.verify.rule import UNIT_ROUNDOFF, eager_noise, farthest
 
 if TYPE_CHECKING:

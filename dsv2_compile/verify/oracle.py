@@ -20,9 +20,9 @@ from torch import Tensor
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.kernels.dialect import upcast
 from dsv2_compile.model import reference
+from dsv2_compile.progress import Progress, silent
 from dsv2_compile.verify.metrics import Array, row_errors
 from dsv2_compile.verify.plan import Plan, synthetic
-from dsv2_compile.verify.progress import Progress, silent
 from dsv2_compile.verify.routing import chosen
 from dsv2_compile.weights import Recipe, Stack, TensorSource
 
