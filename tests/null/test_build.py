@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsv2_compile import estimate as estimates
+from dsv2_compile import pipeline
+from dsv2_compile.backends.onnxruntime import Lowered, lower
 from dsv2_compile.checkpoint.synth import SynthRequest, synth
+from dsv2_compile.cli.main import main
 from dsv2_compile.engine import integrity
 from dsv2_compile.errors import ModelError, ResourceError, UsageError
 from dsv2_compile.pipeline import build, plan
@@ -127,3 +131,34 @@ def test_a_model_of_more_than_two_gigabytes_needs_no_large_protobuf(engine):
         inside = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
         assert sum(len(t.raw_data) for t in inside) < 4096
         assert len(model.graph.initializer) > len(inside)
+
+
+def off_by_a_scale(lowered: Lowered) -> Lowered:
+    """The program with attention scores a hundredth too large."""
+    scaled = [a for n in lowered.model.graph.node for a in n.attribute if a.name == "alpha" and a.f != 1.0]
+    assert scaled
+    for attribute in scaled:
+        attribute.f *= 1.01
+    return lowered
+
+
+@pytest.fixture
+def wrong_backend(monkeypatch):
+    monkeypatch.setattr(pipeline, "lower", lambda *args: off_by_a_scale(lower(*args)))
+
+
+def test_an_engine_that_computes_something_else_is_kept_apart_and_ends_with_4(
+    checkpoint, engine, tmp_path, capsys, wrong_backend
+):
+    """Twice: what an earlier rejected build left is replaced. The engine already there stays as it was."""
+    out = tmp_path / "engine"
+    shutil.copytree(engine, out)
+    before = contents(out)
+    for _ in range(2):
+        assert main(["build", str(checkpoint), "--cpu", "-o", str(out), "--force"]) == 4
+    assert "does not compute what the eager model computes" in capsys.readouterr().err
+    assert contents(out) == before
+    rejected = integrity.read_manifest(tmp_path / "engine.unverified")
+    assert rejected.status == "unverified"
+    assert rejected.numerics["passed"] is False
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["engine", "engine.unverified"]

@@ -59,7 +59,9 @@ def test_an_engine_built_with_an_older_onnxruntime_loads(tmp_path, built):
 
 def test_options_of_the_manifest_reach_onnxruntime(tmp_path):
     toy_engine.build(tmp_path / "e", programs=_programs(session_options=dict.fromkeys(ort.OPTIONS, "1")))
-    Engine.load(tmp_path / "e", threads=1).close()
+    with Engine.load(tmp_path / "e", threads=1) as engine:
+        options = engine.program("decode")._session.get_session_options()
+        assert {name: options.get_session_config_entry(name) for name in ort.OPTIONS} == dict.fromkeys(ort.OPTIONS, "1")
 
 
 def _engine_with(out: Path, prefill: bytes) -> None:
