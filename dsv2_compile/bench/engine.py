@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dsv2_compile.bench.machine import Machine, machine, own_memory
-from dsv2_compile.bench.measure import Ints, Measurements, Workload, measure
+from dsv2_compile.bench.measure import Ints, Measurements, Workload, filling, measure
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.progress import Progress
 from dsv2_compile.runtime import Engine, Session
@@ -101,23 +101,18 @@ class EngineSubject:
 
     def __init__(self, config: ModelConfig, session: Session) -> None:
         self.vocab_size = config.vocab_size
+        self._row = (config.num_hidden_layers, config.cache_dim)
         self._session = session
-        self._held = 0
 
     def prefill(self, tokens: Ints) -> Ints:
-        self._held = tokens.shape[1]
         return _top(self._session.prefill(tokens, np.full(len(tokens), tokens.shape[1])))
 
-    def at(self, tokens: Ints) -> None:
-        new = tokens.shape[1] - self._held
-        if self._held == 0 or new < 0:
-            self.prefill(tokens)
-        elif new:
-            self._session.extend(tokens[:, self._held :], np.full(len(tokens), new))
-            self._held += new
+    def at(self, cached: int) -> None:
+        layers, width = self._row
+        batch = self._session.max_batch
+        self._session.restore(filling((layers, batch, cached, width)), np.full(batch, cached))
 
     def decode(self, tokens: Ints) -> Ints:
-        self._held += 1
         return _top(self._session.decode(tokens))
 
 

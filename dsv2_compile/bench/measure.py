@@ -27,8 +27,11 @@ class Subject(Protocol):
     def prefill(self, tokens: Ints) -> Ints:
         """Start over with these tokens."""
 
-    def at(self, tokens: Ints) -> None:
-        """Be where exactly ``tokens`` are cached, however that is quickest; not timed."""
+    def at(self, cached: int) -> None:
+        """Be where every sequence has ``cached`` positions that hold random numbers; not timed.
+
+        A step takes as long over these as over a prompt, which may take minutes to compute.
+        """
 
     def decode(self, tokens: Ints) -> Ints:
         """One more token for each sequence."""
@@ -134,7 +137,7 @@ def measure(subject: Subject, work: Workload, progress: Progress = silent) -> Me
             skipped.append(f"decode at {context}")
             continue
         progress(f"decode at {context}", len(prefill) + len(decode), total)
-        subject.at(tokens[:, :context])
+        subject.at(context)
         ms = _decode(subject, tokens[:, context:], work.decode_steps)
         rates.append(bandwidth.gbps())
         speed = 1e3 * work.batch / ms.median
@@ -142,6 +145,11 @@ def measure(subject: Subject, work: Workload, progress: Progress = silent) -> Me
     bandwidth.close()
     first = () if top1 is None else tuple(map(int, top1))
     return Measurements(tuple(prefill), tuple(decode), Spread.of(rates), bandwidth.method, first, tuple(skipped))
+
+
+def filling(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Cached numbers of the size a normalised latent has, the same at every call."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def _prefill(subject: Subject, tokens: Ints, repeats: int, deadline: float) -> PrefillPoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import UsageError
 
 Ints = NDArray[np.int64]
@@ -28,19 +29,38 @@ def integers(name: str, value: ArrayLike | None, ndim: int) -> Ints:
 
 def batch(tokens: ArrayLike, lengths: ArrayLike, vocab_size: int) -> tuple[Ints, Ints]:
     """Checked tokens [B, S] with the padding set to 0, and lengths [B]."""
-    ids, counts = integers("tokens", tokens, 2), integers("lengths", lengths, 1)
-    if len(counts) != len(ids):
-        raise UsageError(f"tokens has {len(ids)} rows, lengths has {len(counts)}.", "Pass one length per row.")
-    if counts.min() < 1:
-        raise UsageError(f"Row {int(counts.argmin())} has no tokens.", "A prompt needs at least one token.")
-    if counts.max() > ids.shape[1]:
-        raise UsageError(
-            f"lengths[{int(counts.argmax())}] is {int(counts.max())}, tokens has {ids.shape[1]} columns.",
-            "lengths counts the valid tokens of each row.",
-        )
+    ids = integers("tokens", tokens, 2)
+    counts = row_lengths("tokens", lengths, *ids.shape)
     ids[np.arange(ids.shape[1])[None] >= counts[:, None]] = 0
     vocabulary(ids, vocab_size)
     return ids, counts
+
+
+def row_lengths(name: str, lengths: ArrayLike, rows: int, columns: int) -> Ints:
+    """Checked lengths [rows] of the rows of ``name``, each 1 to ``columns``."""
+    counts = integers("lengths", lengths, 1)
+    if len(counts) != rows:
+        raise UsageError(f"{name} has {rows} rows, lengths has {len(counts)}.", "Pass one length per row.")
+    if counts.min() < 1:
+        raise UsageError(f"Row {int(counts.argmin())} has no tokens.", "A prompt needs at least one token.")
+    if counts.max() > columns:
+        raise UsageError(
+            f"lengths[{int(counts.argmax())}] is {int(counts.max())}, {name} has {columns} columns.",
+            "lengths counts the valid tokens of each row.",
+        )
+    return counts
+
+
+def cached_rows(value: ArrayLike, config: ModelConfig) -> NDArray[np.float32]:
+    """``value`` as float32 [layers, B, T, cache_dim], finite: a NaN in the cache spoils its whole sequence."""
+    rows = np.asarray(value, np.float32)
+    layers, width = config.num_hidden_layers, config.cache_dim
+    if rows.ndim != 4 or (rows.shape[0], rows.shape[3]) != (layers, width) or not np.isfinite(rows).all():
+        raise UsageError(
+            f"Cached rows are {list(rows.shape)} or not finite, expected [{layers}, batch, positions, {width}].",
+            "Pass for every layer the rows of each sequence: the normalised latent, then the rotated key.",
+        )
+    return rows
 
 
 def vocabulary(ids: Ints, vocab_size: int) -> None:

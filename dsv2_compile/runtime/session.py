@@ -82,6 +82,24 @@ class Session:
             self._require_room(past, ones)
             return self._append("decode", ids, ones, chosen, past)
 
+    def restore(self, rows: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> None:
+        """Start sequences from a cache computed elsewhere: rows float [layers, B, T, cache_dim], lengths int [B].
+
+        Row b's first lengths[b] positions: the normalised latent, then the rotated key. What a slot held is discarded.
+        """
+        with self._lock:
+            self._require_open()
+            values = arguments.cached_rows(rows, self._config)
+            counts = arguments.row_lengths("rows", lengths, values.shape[1], values.shape[2])
+            chosen = arguments.slot_numbers(slots, len(counts), self.max_batch)
+            past = np.zeros_like(counts)
+            self._require_room(past, counts)
+            self._release(chosen)
+            for b, slot in enumerate(chosen.tolist()):
+                one = slice(b, b + 1)
+                self._cache.store(slot, past[one], counts[one], values[:, one])
+            self._lengths[chosen] = counts
+
     def free(self, slots: Slots = None) -> None:
         """End the sequences in ``slots``; None ends all. A slot that holds none is a UsageError."""
         with self._lock:

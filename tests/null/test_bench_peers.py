@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", peers.MODES)
 def test_subject_follows_the_whole_sequence(model, mode, monkeypatch):
-    """Wherever it goes, the next token is that of one uncached pass. Caches of both kinds, nothing compiled."""
+    """After a prompt the next tokens are those of one uncached pass. Caches of both kinds, nothing compiled."""
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(options) or f)
     monkeypatch.setattr(peers, "CHUNK", 16)
@@ -40,11 +40,31 @@ def test_subject_follows_the_whole_sequence(model, mode, monkeypatch):
         return model(torch.from_numpy(tokens[:, :length]), use_cache=False).logits[:, -1].argmax(-1).tolist()
 
     with torch.inference_mode():
-        for length in (20, 37, 37, 8):
-            subject.at(tokens[:, :length])
+        for length in (20, 37, 8):
+            assert subject.prefill(tokens[:, :length]).tolist() == expected(length)
             for step in range(WARM_STEPS + 4):
                 assert subject.decode(tokens[:, length + step]).tolist() == expected(length + step + 1)
-            assert subject.prefill(tokens[:, :length]).tolist() == expected(length)
+
+
+@pytest.mark.parametrize("mode", peers.MODES)
+def test_subject_is_where_it_says(model, mode, monkeypatch):
+    """The steps work over all the positions asked for: another number in the first of them changes the logits."""
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    numbers, seen = peers.filling, []
+    for first in (0.5, 9.0):
+
+        def filling(shape, first=first):
+            return np.concatenate((np.full_like(numbers(shape)[:, :, :1], first), numbers(shape)[:, :, 1:]), 2)
+
+        monkeypatch.setattr(peers, "filling", filling)
+        subject = TransformersSubject(model, mode, Workload((8,), (40,), batch=2, decode_steps=4))
+        with torch.inference_mode():
+            subject.at(40)
+            assert [int(subject._cache.get_seq_length(i)) for i in range(2)] == [40, 40]
+            at = torch.full((2, 1), 40)
+            seen.append(model(torch.full((2, 1), 7), cache=subject._cache, position_ids=at).logits)
+        assert int(subject._cache.get_seq_length(0)) == 41
+    assert not torch.equal(*seen)
 
 
 def python(code: str, **options):
