@@ -8,7 +8,8 @@ in every layer, so decoding reads exactly the bytes that the published model rea
 that way: more tokens meet at each expert.
 
 Engine and peers run in turn, each in a process of its own with the same threads and tokens, in float32. A step
-is measured over cached random numbers: computing a prompt of 8K first would take most of an hour. Then the engine alone with room for 8K and for 128K positions: what is not cached should cost nothing.
+is measured over cached random numbers: computing a prompt of 8K first would take most of an
+hour. Then the engine alone with room for 8K and for 128K positions: what is not cached should cost nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,66 @@
+"""What a GPU kernel is: Triton source, run-time arguments, constants, grid, search space, cost and meaning.
+
+``dims`` are what the model fixes (widths, strides, flags): constants of the compiled kernel. ``sizes`` are
+what a call fixes (rows, batch): ints, or expressions over a plan's symbols. ``config`` is what tuning picks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.plan.expr import Size
+from dsv2_compile.targets import Target
+
+Dims: TypeAlias = Mapping[str, int | float | bool]
+Sizes: TypeAlias = Mapping[str, Size]
+Config: TypeAlias = Mapping[str, int]
+Grid: TypeAlias = tuple[Size, ...]
+
+LAUNCH_OPTIONS = ("num_warps", "num_stages")
+"""Knobs that are options of the compiler; all others are constants of the source."""
+
+KERNELS: dict[str, Kernel] = {}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """``args``: run-time arguments in the source's order, name -> type. Types: ``*T`` (a tensor in the model's
+    dtype), ``*fp32``, ``*i32``, ``i32``. ``constants(dims, config)`` names every constexpr of the source.
+    ``space``: knob -> values worth trying; ``default(dims, target)`` picks one value of each.
+    ``reference(dims, sizes, **args)``: torch, in the dtype it is given, tensors by argument name -> the outputs
+    by argument name; NaN in an output means that the kernel leaves that element alone.
+    ``cost(dims, sizes)``: least traffic in bytes, at 2 bytes an element of T, and FLOP.
+    ``roundings``: how often a value is rounded to T on its way to an output.
+    """
+
+    name: str
+    fn: Any
+    args: Mapping[str, str]
+    outputs: tuple[str, ...]
+    constants: Callable[[Dims, Config], dict[str, int | float | bool]]
+    grid: Callable[[Dims, Config, Sizes], Grid]
+    space: Mapping[str, tuple[int, ...]]
+    default: Callable[[Dims, Target], Config]
+    reference: Callable[..., dict[str, Any]]
+    cost: Callable[[Dims, Sizes], Cost]
+    roundings: int = 1
+
+    def options(self, config: Config) -> dict[str, int]:
+        return {k: config[k] for k in LAUNCH_OPTIONS}
+
+
+def register(kernel: Kernel) -> Kernel:
+    """Add ``kernel`` to `KERNELS`. Raises ValueError if its arguments are not those of its source."""
+    names = list(kernel.fn.arg_names)
+    mine = list(kernel.args)
+    if names[: len(mine)] != mine or kernel.name in KERNELS:
+        raise ValueError(f"kernel {kernel.name}: declared {mine}, the source has {names}")
+    KERNELS[kernel.name] = kernel
+    return kernel
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
