@@ -200,4 +200,5 @@ def _store(original: Any, memory: Memory) -> Any:
 
 
 def _width(ptrs: Any) -> int:
-    return max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
+    bits: int = ptrs.get_element_ty().primitive_bitwidth
+    return max(1, bits // 8)

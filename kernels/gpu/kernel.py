@@ -45,7 +45,7 @@ class Kernel:
     space: Mapping[str, tuple[int, ...]]
     default: Callable[[Dims, Target], Config]
     reference: Callable[..., dict[str, Any]]
-    cost: Callable[[Dims, Sizes], Cost]
+    cost: Callable[[Dims, Mapping[str, int]], Cost]
     roundings: int = 1
 
     def options(self, config: Config) -> dict[str, int]:
