@@ -26,7 +26,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 class Architecture:
     """Limits of one compute capability. Shared memory in bytes: ``shared_per_block`` with the opt-in above 48 KiB,
     ``shared_reserved`` is what the system takes of every block. Registers are of 32 bits and given to a warp in
-    lots of ``register_unit``. ``tensor_memory``: columns per SM. ``dtypes``: those the matrix units multiply."""
+    lots of ``register_unit``. ``tensor_memory``: columns per SM. ``dtypes``: those with arithmetic of their own."""
 
     capability: str
     shared_per_block: int
