@@ -21,12 +21,12 @@ class JsonError(ValueError):
     """One line: what is wrong and where."""
 
 
-def loads(data: bytes, max_bytes: int) -> Any:
+def loads(data: bytes, max_bytes: int, max_elements: int = MAX_COMMAS) -> Any:
     """The value, or JsonError. Time and memory stay proportional to ``max_bytes``."""
     if len(data) > max_bytes:
         raise JsonError(f"{len(data)} bytes, the limit is {max_bytes}")
-    if data.count(b",") > MAX_COMMAS:
-        raise JsonError(f"more than {MAX_COMMAS} elements")
+    if data.count(b",") > max_elements:
+        raise JsonError(f"more than {max_elements} elements")
     try:
         value = json.loads(
             data.decode("utf-8"),

@@ -18,7 +18,7 @@ from dsv2_compile.targets import Target
 def _constants(dims: Dims, config: Config) -> dict[str, int | float | bool]:
     blocks = {f"{name}_BLOCK": max(16, next_power_of_2(int(dims[name]))) for name in ("NOPE", "ROPE", "V")}
     return {
-        **{name: dims[name] for name in ("HEADS", "NOPE", "ROPE", "V", "LATENT")},
+        **{name: dims[name] for name in ("HEADS", "NOPE", "ROPE", "V", "LATENT", "Q_ROW")},
         "SCALE": float(dims["SCALE"]) * math.log2(math.e),
         "BATCH_BLOCK": next_power_of_2(int(dims["MAX_BATCH"])),
         **blocks,
@@ -54,7 +54,7 @@ def _reference(
     context_start: torch.Tensor,
 ) -> dict[str, Any]:
     heads, nope, rope, v, latent = (int(dims[name]) for name in ("HEADS", "NOPE", "ROPE", "V", "LATENT"))
-    query = q.view(-1, heads, nope + rope)
+    query = q[:, : heads * (nope + rope)].unflatten(-1, (heads, -1))
     per_head = kv.view(-1, heads, nope + v)
     shared = cache[slots.long(), None, latent:].expand(-1, heads, -1)
     key, value = torch.cat((per_head[..., :nope], shared), -1), per_head[..., nope:]
@@ -103,10 +103,11 @@ MLA_PREFILL = register(
         roundings=2,
     )
 )
-"""out [rows, HEADS * V] = softmax(q k^T * SCALE) v. q [rows, HEADS, NOPE + ROPE], rotated; kv [context rows,
+"""out [rows, HEADS * V] = softmax(q k^T * SCALE) v. q [rows, Q_ROW], rotated, NOPE + ROPE values
+per head, heads adjacent; kv [context rows,
 HEADS * (NOPE + V)], for every head NOPE key values, then V; the other ROPE values of every head's key are the last of
 cache row slots[t], cache [slots, LATENT + ROPE]. Sequence b is the queries query_start[b] to query_start[b + 1] and
 the context rows context_start[b] to context_start[b + 1]; its queries stand at the end of its context and see
 themselves and what is before them. No sequence has more queries than context rows; one without queries is
-left out. dims: HEADS, NOPE, ROPE, V, LATENT, SCALE, MAX_BATCH (largest batch). sizes: rows, batch; for the cost also
+left out. dims: HEADS, NOPE, ROPE, V, LATENT, Q_ROW, SCALE, MAX_BATCH (largest batch). sizes: rows, batch; for the cost also
 context (context rows of all sequences together; the FLOP are those of sequences of equal length)."""

@@ -17,8 +17,9 @@ def _case(
     head: tuple[int, int, int] = (128, 64, 128),
     latent: int = 16,
     max_batch: int = 64,
+    beside: int = 0,
 ) -> Case:
-    """``queries`` and ``cached``: rows by sequence. ``head``: NOPE, ROPE, V."""
+    """``queries`` and ``cached``: rows by sequence. ``head``: NOPE, ROPE, V. ``beside``: other values in a row of q."""
     nope, rope, v = head
     cached = cached or (0,) * len(queries)
     contexts = [n + c for n, c in zip(queries, cached, strict=True)]
@@ -29,13 +30,14 @@ def _case(
         "ROPE": rope,
         "V": v,
         "LATENT": latent,
+        "Q_ROW": heads * (nope + rope) + beside,
         "SCALE": (nope + rope) ** -0.5,
         "MAX_BATCH": max_batch,
     }
 
     def inputs(g: torch.Generator) -> Tensors:
         return {
-            "q": normal(g, rows, heads, nope + rope, scale=2.0),
+            "q": normal(g, rows, heads * (nope + rope) + beside, scale=2.0),
             "kv": normal(g, context, heads * (nope + v)),
             "cache": normal(g, context + 9, latent + rope),
             "slots": torch.randperm(context + 9, generator=g)[:context].to(torch.int32),
@@ -43,7 +45,7 @@ def _case(
             "context_start": torch.tensor([0, *accumulate(contexts)], dtype=torch.int32),
         }
 
-    name = f"queries {queries} after {cached}, {heads} heads of {head}"
+    name = f"queries {queries} after {cached}, {heads} heads of {head}" + f", {beside} beside" * bool(beside)
     sizes = {"rows": rows, "batch": len(queries), "context": context}
     return Case(name, MLA_PREFILL, dims, sizes, inputs, {"out": (rows, heads * v)})
 
@@ -61,5 +63,6 @@ CASES = {
         _case((128, 128), (64, 128), head=(8, 2, 1), latent=1),
         _case((0, 0, 2), (0, 5, 0), heads=5, head=(40, 16, 33)),
         _case((257,), (127,), head=(64, 32, 64)),
+        _case((70,), (3,), heads=2, head=(32, 16, 32), beside=80),
     ],
 }

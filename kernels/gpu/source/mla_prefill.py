@@ -51,9 +51,9 @@ def _step(
 @triton.jit
 def mla_prefill(
     q, kv, cache, slots, query_start, context_start, out, rows, batch, HEADS: tl.constexpr, NOPE: tl.constexpr,
-    ROPE: tl.constexpr, V: tl.constexpr, LATENT: tl.constexpr, SCALE: tl.constexpr, BATCH_BLOCK: tl.constexpr,
-    NOPE_BLOCK: tl.constexpr, ROPE_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    ROPE: tl.constexpr, V: tl.constexpr, LATENT: tl.constexpr, Q_ROW: tl.constexpr, SCALE: tl.constexpr,
+    BATCH_BLOCK: tl.constexpr, NOPE_BLOCK: tl.constexpr, ROPE_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     # Sequence b has the tiles from start[b] // BLOCK_M + b on, some of them empty. The last ones of a sequence see
     # most keys, and run first.
@@ -72,7 +72,7 @@ def mla_prefill(
         last = length - count + query
         nope, rope, v = tl.arange(0, NOPE_BLOCK), tl.arange(0, ROPE_BLOCK), tl.arange(0, V_BLOCK)
         there = query[:, None] < count
-        row = q + (start + query).to(tl.int64)[:, None] * (HEADS * (NOPE + ROPE)) + head * (NOPE + ROPE)
+        row = q + (start + query).to(tl.int64)[:, None] * Q_ROW + head * (NOPE + ROPE)
         q_nope = tl.load(row + nope[None, :], mask=there & (nope[None, :] < NOPE), other=0)
         q_rope = tl.load(row + NOPE + rope[None, :], mask=there & (rope[None, :] < ROPE), other=0)
         kv += context.to(tl.int64) * (HEADS * (NOPE + V)) + head * (NOPE + V)

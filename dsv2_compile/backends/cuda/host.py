@@ -1,0 +1,115 @@
+"""Executes a native plan on the host: every launch through the interpreter, on memory laid out as the plan says.
+
+Proves a plan with no GPU. A launch may touch only the buffers it names; a buffer whose life begins is
+filled with NaN, so what nothing has written is seen; a claimed alignment is checked. Slow: for small models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
+from dsv2_compile.kernels.gpu.interpret import AccessError, Memory, run
+from dsv2_compile.kernels.gpu.kernel import KERNELS
+from dsv2_compile.plan.expr import evaluate
+from dsv2_compile.plan.plan import ALIGNMENT, Buffer, Launch, Plan, PlanProgram, Pointer
+
+Bytes = NDArray[np.uint8]
+Arrays = Mapping[str, NDArray[Any]]
+NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "i32": np.int32}
+"""bf16 values as their bits."""
+Watch = Callable[[str, int, Launch], None]
+
+
+def aligned(nbytes: int) -> Bytes:
+    """Uninitialised bytes that start at a multiple of `ALIGNMENT`."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+class HostExecutor:
+    """``weights``: arrays by name, bf16 as uint16. ``slots``: rows of the cache, a multiple of the page."""
+
+    def __init__(self, plan: Plan, weights: Arrays, slots: int) -> None:
+        self.plan, self.slots = plan, slots
+        self._fixed: dict[str, Bytes] = {}
+        for program in plan.programs.values():
+            for name, buffer in program.buffers.items():
+                if buffer.place == "weight" and name not in self._fixed:
+                    self._fixed[name] = aligned(buffer.nbytes({}))
+                    self._fixed[name][:] = np.ascontiguousarray(weights[name]).reshape(-1).view(np.uint8)
+                if buffer.place == "cache" and name not in self._fixed:
+                    self._fixed[name] = aligned(buffer.nbytes({"slots": slots}))
+                    self._fixed[name][:] = 0xFF
+        arena = max(p.arena_bytes for p in plan.programs.values())
+        self._arena = aligned(arena)
+
+    def cache(self, layers: int, width: int) -> NDArray[Any]:
+        """The cache [layers, slots, width], in place."""
+        return self._fixed["cache"].view(NUMPY[self.plan.dtype]).reshape(layers, self.slots, width)
+
+    def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays, watch: Watch | None = None) -> Arrays:
+        """Execute program ``name`` -> its outputs. ``inputs``: int32 by name. ``watch`` is called after every launch.
+
+        Raises AccessError for a launch that touches what is not its own.
+        """
+        program, sizes = self.plan.programs[name], {**symbols, "slots": self.slots}
+        memory = {n: self._place(n, b, sizes, inputs) for n, b in program.buffers.items()}
+        begun: set[str] = set()
+        for at, launch in enumerate(program.launches):
+            for arg in launch.args:
+                if isinstance(arg, Pointer) and program.buffers[arg.buffer].place == "arena" and arg.buffer not in begun:
+                    memory[arg.buffer][:] = 0xFF
+                    begun.add(arg.buffer)
+            self._launch(program, launch, memory, sizes)
+            if watch is not None:
+                watch(name, at, launch)
+        outputs = {n: b for n, b in program.buffers.items() if b.place == "output"}
+        return {n: self._array(memory[n], b, sizes) for n, b in outputs.items()}
+
+    def _place(self, name: str, buffer: Buffer, sizes: Mapping[str, int], inputs: Arrays) -> Bytes:
+        nbytes = buffer.nbytes(sizes)
+        if buffer.place == "arena":
+            return self._arena[buffer.offset : buffer.offset + nbytes]
+        if buffer.place in ("weight", "cache"):
+            return self._fixed[name]
+        out = aligned(nbytes)
+        if buffer.place == "output":
+            out[:] = 0xFF
+        else:
+            given = np.ascontiguousarray(inputs[name], NUMPY[buffer.dtype])
+            if given.nbytes != nbytes:
+                raise ValueError(f"input {name} is {given.shape}, {nbytes} bytes are expected")
+            out[:] = given.reshape(-1).view(np.uint8)
+        return out
+
+    def _launch(
+        self, program: PlanProgram, launch: Launch, memory: Mapping[str, Bytes], sizes: Mapping[str, int]
+    ) -> None:
+        entry = self.plan.kernels[launch.kernel]
+        source = KERNELS[entry.kernel]
+        reach, args = Memory(), dict[str, tuple[str, int | float]]()
+        for name, kind, claim, arg in zip(source.args, entry.args, entry.aligned, launch.args, strict=True):
+            if isinstance(arg, Pointer):
+                start = memory[arg.buffer].ctypes.data
+                reach.add(start, len(memory[arg.buffer]))
+                value = start + evaluate(arg.offset, sizes)
+            else:
+                value = 0 if arg is None else evaluate(arg, sizes)
+            if claim and value % 16:
+                raise AccessError(f"{launch.what}: argument {name} of {entry.kernel} is {value}, no multiple of 16")
+            args[name] = (kind, value)
+        grid = [evaluate(g, sizes) for g in launch.grid]
+        try:
+            run(source.fn, args, entry.constants, grid, reach)
+        except AccessError as e:
+            raise AccessError(f"{program.phase}, {launch.what}: {e}") from None
+
+    @staticmethod
+    def _array(data: Bytes, buffer: Buffer, sizes: Mapping[str, int]) -> NDArray[Any]:
+        return data.view(NUMPY[buffer.dtype]).reshape([evaluate(d, sizes) for d in buffer.shape])

@@ -1,0 +1,83 @@
+"""A native plan on the host as an engine that the numeric check can drive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv2_compile.backends.cuda.host import Arrays, HostExecutor
+from dsv2_compile.config import ModelConfig
+from dsv2_compile.plan.pack import pack
+from dsv2_compile.plan.plan import Plan
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+_FLOAT = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
+
+
+class HostEngine:
+    """``positions``: what the cache has room for, of all sequences of a call."""
+
+    def __init__(self, plan: Plan, config: ModelConfig, weights: Arrays, positions: int, max_seq_len: int) -> None:
+        self.plan, self.config, self.max_seq_len = plan, config, max_seq_len
+        self.executor = HostExecutor(plan, weights, -(-positions // plan.page) * plan.page)
+        self.rng = np.random.default_rng(0)
+
+    def program(self, phase: str) -> HostProgram:
+        return HostProgram(self, phase)
+
+
+@dataclass(frozen=True)
+class HostProgram:
+    """One phase. A call puts the given cache into pages in random order, runs the plan, and reads its new rows."""
+
+    engine: HostEngine
+    phase: str
+
+    def run(self, tokens: Ints, past: Ints, lengths: Ints, caches: list[Floats]) -> tuple[Floats, Floats]:
+        """As `dsv2_compile.runtime.ort.Program.run`: logits [B, V] and new cache rows [layers, B, S, C]."""
+        e, plan, c = self.engine, self.engine.plan, self.engine.config
+        cache = e.executor.cache(c.num_hidden_layers, c.cache_dim).view(_FLOAT[plan.dtype])
+        cache.view(np.uint8)[:] = 0xFF
+        tables = self._tables(past + lengths)
+        name = self._name(past, lengths)
+        for b, count in enumerate(past.tolist()):
+            at = self._rows(tables[b], 0, count)
+            for layer, values in enumerate(caches):
+                cache[layer, at] = values[b, :count].astype(cache.dtype)
+        ids = [t[:n] for t, n in zip(tokens, lengths.tolist(), strict=True)]
+        symbols, inputs = pack(plan.programs[name], plan.page, ids, past.tolist(), tables)
+        logits = e.executor.run(name, symbols, inputs)["logits"]
+        rows = np.full((c.num_hidden_layers, *tokens.shape, c.cache_dim), np.nan, np.float32)
+        for b, (start, count) in enumerate(zip(past.tolist(), lengths.tolist(), strict=True)):
+            rows[:, b, :count] = cache[:, self._rows(tables[b], start, start + count)].astype(np.float32)
+        return logits, rows
+
+    def _name(self, past: Ints, lengths: Ints) -> str:
+        """Prefill where its limits hold the call, else extend."""
+        sizes = {"rows": int(lengths.sum()), "batch": len(lengths)}
+        if self.phase == "decode":
+            found = self.engine.plan.smallest("decode", **sizes)
+        else:
+            found = self.engine.plan.smallest("prefill", **sizes, context=int((past + lengths).sum()))
+            found = found or self.engine.plan.smallest("extend", **sizes)
+        if found is None:
+            raise ValueError(f"no program of the plan holds {sizes}")
+        return found
+
+    def _tables(self, totals: Ints) -> NDArray[np.int32]:
+        e = self.engine
+        free = e.rng.permutation(e.executor.slots // e.plan.page)
+        tables, taken = np.zeros((len(totals), e.plan.pages), np.int32), 0
+        for table, total in zip(tables, totals.tolist(), strict=True):
+            need = -(-total // e.plan.page)
+            table[:need] = free[taken : taken + need]
+            taken += need
+        return tables
+
+    def _rows(self, table: NDArray[np.int32], start: int, stop: int) -> NDArray[np.int64]:
+        at, page = np.arange(start, stop), self.engine.plan.page
+        return table[at // page].astype(np.int64) * page + at % page

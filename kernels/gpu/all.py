@@ -1,0 +1,5 @@
+"""Importing this registers every kernel."""
+
+from dsv2_compile.kernels.gpu import norm
+
+__all__ = ["norm"]
