@@ -1,0 +1,118 @@
+"""Kernels to cubins that are known to be launchable: many at once, from the cache where they are in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from dsv2_compile.backends.cuda.build_cache import BuildCache, Built, key
+from dsv2_compile.backends.cuda.disassembly import Usage
+from dsv2_compile.backends.cuda.draft import Request
+from dsv2_compile.backends.cuda.pool import Failed, run
+from dsv2_compile.backends.cuda.static_checks import Report, check
+from dsv2_compile.backends.cuda.toolchain import toolchain
+from dsv2_compile.errors import UsageError
+from dsv2_compile.kernels.gpu.aot import Cubin, Job, job
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Config, Dims, Kernel
+from dsv2_compile.progress import Progress, silent
+from dsv2_compile.targets import Target
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """``reason``: why it cannot be launched, empty if it can; ``log``: what a compiler that failed has printed.
+    ``cubin``, ``usage`` and ``report`` are there unless compiling failed. ``seconds``: what compiling took, in
+    another run if ``cached``."""
+
+    request: Request
+    cubin: Cubin | None = None
+    usage: Usage | None = None
+    report: Report | None = None
+    reason: str = ""
+    log: str = ""
+    seconds: float = 0.0
+    cached: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+def request(
+    kernel: Kernel, dims: Dims, config: Config, dtype: str, aligned: Mapping[str, bool] | None = None
+) -> Request:
+    """``aligned``: arguments that are multiples of 16, None for all pointers."""
+    claims = {n: k.startswith("*") for n, k in kernel.args.items()} if aligned is None else aligned
+    return Request(
+        kernel.name,
+        tuple(sorted(dims.items())),
+        tuple(sorted(config.items())),
+        dtype,
+        tuple(n for n in kernel.args if claims.get(n)),
+    )
+
+
+def compile_all(
+    requests: Sequence[Request],
+    target: Target,
+    *,
+    workers: int | None = None,
+    cache: BuildCache | None = None,
+    timeout: float = 120.0,
+    progress: Progress = silent,
+    kernels: Mapping[str, Kernel] = KERNELS,
+) -> list[Compiled]:
+    """Compile and check ``requests``, in their order; equal ones once.
+
+    ``workers``: processes, None for one a CPU. ``timeout``: seconds a kernel may take. A kernel that fails, hangs,
+    crashes its compiler or cannot be launched costs nothing but itself: see ``reason``. Raises UsageError for
+    a name that is no kernel, IncompatibleError if nothing can be compiled here.
+    """
+    if unknown := sorted({r.kernel for r in requests} - kernels.keys()):
+        raise UsageError(f"unknown kernels: {', '.join(unknown)}", f"known are {', '.join(kernels)}")
+    compilers, cache = toolchain(target), cache or BuildCache()
+    done: dict[Request, Compiled] = {}
+    jobs: dict[str, Job] = {}
+    askers: dict[str, list[Request]] = {}
+    distinct = list(dict.fromkeys(requests))
+
+    def finish(result: Compiled) -> None:
+        done[result.request] = result
+        progress(result.request.kernel, len(done), len(distinct))
+
+    for r in distinct:
+        try:  # the kernel's own functions run here
+            dims, config, claims = dict(r.dims), dict(r.config), dict.fromkeys(r.aligned, True)
+            work = job(kernels[r.kernel], dims, config, r.dtype, target, claims)
+            digest = key(work, compilers)
+        except Exception as e:
+            finish(Compiled(r, reason=f"{type(e).__name__}: {e}"))
+            continue
+        if built := cache.get(digest):
+            finish(_checked(r, built, work, target, cached=True))
+        else:
+            jobs[digest] = work
+            askers.setdefault(digest, []).append(r)
+
+    digests = list(jobs)
+    count = min(len(jobs), workers or len(os.sched_getaffinity(0)))
+    with closing(run(list(jobs.values()), count, timeout)) as outcomes:
+        for index, outcome in outcomes:
+            digest = digests[index]
+            if isinstance(outcome, Built):
+                cache.put(digest, outcome)
+            for r in askers[digest]:
+                if isinstance(outcome, Failed):
+                    finish(Compiled(r, reason=outcome.reason, log=outcome.log))
+                else:
+                    finish(_checked(r, outcome, jobs[digest], target, cached=False))
+    return [done[r] for r in requests]
+
+
+def _checked(request: Request, built: Built, job: Job, target: Target, cached: bool) -> Compiled:
+    report = check(built.cubin, built.usage, job, target)
+    return Compiled(
+        request, built.cubin, built.usage, report, "; ".join(report.problems), seconds=built.seconds, cached=cached
+    )

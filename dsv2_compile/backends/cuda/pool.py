@@ -1,0 +1,118 @@
+"""Jobs in compiling processes that may crash, hang or fail: each costs its own job, the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+
+from dsv2_compile.backends.cuda.build_cache import Built
+from dsv2_compile.backends.cuda.toolchain import environment
+from dsv2_compile.kernels.gpu.aot import Job
+
+STARTING = 60.0
+"""Seconds a new process may take before its first job counts."""
+_LOG_BYTES = 8000
+_CODE = "import sys; from dsv2_compile.backends.cuda.worker import main; main(int(sys.argv[1]), sys.argv[2])"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """``log``: the end of what the compiler printed."""
+
+    reason: str
+    log: str
+
+
+def run(jobs: Sequence[Job], workers: int, timeout: float) -> Generator[tuple[int, Built | Failed], None, None]:
+    """Yield (index of the job, outcome) as they come. ``timeout``: seconds a job may take."""
+    waiting = deque(enumerate(jobs))
+    idle: list[_Worker] = []
+    busy: dict[Connection, _Worker] = {}
+    with tempfile.TemporaryDirectory(prefix="dsv2-compile-", ignore_cleanup_errors=True) as root:
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < workers:
+                    worker = idle.pop() if idle else _Worker(Path(root))
+                    worker.give(*waiting.popleft(), timeout)
+                    busy[worker.pipe] = worker
+                soonest = min(w.deadline for w in busy.values())
+                wait(list(busy), max(soonest - time.monotonic(), 0))
+                for worker in list(busy.values()):
+                    outcome = worker.outcome(timeout)
+                    if outcome is not None:
+                        del busy[worker.pipe]
+                        if worker.alive:
+                            idle.append(worker)
+                        yield worker.index, outcome
+        finally:
+            for worker in [*busy.values(), *idle]:
+                worker.stop()
+
+
+class _Worker:
+    """A process in a group of its own, so that its compilers die with it."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = Path(tempfile.mkdtemp(dir=root))
+        self._log = self._folder / "log"
+        self.pipe, theirs = Pipe()
+        with theirs, self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-Pu", "-X", "faulthandler", "-c", _CODE, str(theirs.fileno()), str(self._folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**environment(), "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            )
+        self.index, self.deadline, self.alive = -1, 0.0, True
+        self._allowance = STARTING
+
+    def give(self, index: int, job: Job, timeout: float) -> None:
+        self.index, self.deadline = index, time.monotonic() + self._allowance + timeout
+        self._allowance = 0.0
+        try:
+            self.pipe.send((job, timeout + STARTING))
+        except OSError:
+            self.deadline = 0.0  # it has ended, which `outcome` sees
+
+    def outcome(self, timeout: float) -> Built | Failed | None:
+        """None while it works. A process that did not answer is stopped."""
+        late = False
+        try:
+            if self.pipe.poll():
+                answer = self.pipe.recv()
+                return answer if isinstance(answer, Built) else Failed(answer, self._tail())
+            if time.monotonic() < self.deadline:
+                return None
+            late = True
+        except (EOFError, OSError):
+            pass  # it has ended
+        status = self.stop()
+        return Failed(f"no answer in {timeout:g} s" if late else f"the compiler {_ending(status)}", self._tail())
+
+    def stop(self) -> int:
+        """Kill the group. Returns the exit status, the process's own if it had ended by itself."""
+        self.alive = False
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self.pipe.close()
+        return self._process.wait()
+
+    def _tail(self) -> str:
+        return self._log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,65 @@
+"""The compilers that make cubins, and which of them may."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+from dsv2_compile.errors import IncompatibleError
+from dsv2_compile.targets import Target
+
+OLDEST, NEWEST = (3, 6), (3, 8)
+_INSTALL = f"Install one that is supported: pip install 'triton>={OLDEST[0]}.{OLDEST[1]},<{NEWEST[0]}.{NEWEST[1] + 1}'"
+KEPT = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"),
+    *("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_CUOBJDUMP_PATH", "TRITON_NVDISASM_PATH"),
+)
+"""Variables that a compile may see. Triton and LLVM read many more, which would change cubins behind the cache."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """``ptxas``: of the target, with its build."""
+
+    triton: str
+    ptxas: str
+
+
+def environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in KEPT if name in os.environ}
+
+
+def toolchain(target: Target) -> Toolchain:
+    """What compiles for ``target``. Raises IncompatibleError for a Triton that is missing or not supported."""
+    try:
+        import triton
+    except ImportError as e:
+        raise IncompatibleError(f"GPU kernels need Triton: {e}.", _INSTALL) from None
+    check_version(triton.__version__)
+    if triton.knobs.runtime.interpret:
+        raise IncompatibleError("TRITON_INTERPRET is set, so Triton cannot compile.", "Unset it and run again.")
+    nvidia = triton.knobs.nvidia
+    new = int(target.architecture.capability.removeprefix("sm_")) >= 100
+    return Toolchain(triton.__version__, _build((nvidia.ptxas_blackwell if new else nvidia.ptxas).path))
+
+
+def check_version(version: str) -> None:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    number = (int(found[1]), int(found[2])) if found else (0, 0)
+    if number < OLDEST:
+        raise IncompatibleError(f"Triton {version} is older than {OLDEST[0]}.{OLDEST[1]}.", _INSTALL)
+    if number > NEWEST:
+        raise IncompatibleError(
+            f"Triton {version} is newer than {NEWEST[0]}.{NEWEST[1]}: since 3.9 it writes sm_90 cubins with ELF ABI 8, "
+            "which drivers of CUDA 12 may not load.",
+            _INSTALL,
+        )
+
+
+@functools.cache
+def _build(ptxas: str) -> str:
+    lines = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")
+    return next(line for line in reversed(lines) if line.strip()).removeprefix("Build ").strip()

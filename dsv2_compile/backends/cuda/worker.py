@@ -1,0 +1,42 @@
+"""One compiling process: jobs in, cubins out. It imports Triton and the kernels' sources, not torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from multiprocessing.connection import Connection
+
+from dsv2_compile.backends.cuda.build_cache import Built
+from dsv2_compile.backends.cuda.disassembly import examine
+from dsv2_compile.kernels.gpu.aot import Job, build
+
+
+def main(fd: int, folder: str) -> None:
+    """Answer jobs from the socket ``fd`` until it closes: a `Built`, or what went wrong as text.
+
+    ``folder`` takes temporary files. Standard output and error are the job's log; they are emptied before each.
+    Should the parent be gone, SIGALRM ends a job that takes longer than its limit.
+    """
+    os.set_inheritable(fd, False)
+    tempfile.tempdir = folder
+    with Connection(fd) as pipe:
+        while True:
+            try:
+                job, seconds = pipe.recv()
+            except EOFError:
+                return
+            os.ftruncate(2, 0)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            pipe.send(_answer(job))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(job: Job) -> Built | str:
+    start = time.perf_counter()
+    try:
+        cubin = build(job)
+        return Built(cubin, examine(cubin.image), time.perf_counter() - start)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
