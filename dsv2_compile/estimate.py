@@ -16,7 +16,6 @@ from dsv2_compile.verify import plan as plans
 from dsv2_compile.weights import Concat, Recipe, Stack
 
 if TYPE_CHECKING:
-    from dsv2_compile.backends.onnxruntime import Lowered
     from dsv2_compile.checkpoint import Checkpoint
 
 BASE_MEMORY = 700 << 20
@@ -38,17 +37,15 @@ class Estimate:
     seconds: float
 
 
-def estimate(
-    checkpoint: Checkpoint, recipes: Mapping[str, Recipe], lowered: Mapping[str, Lowered], dtype: torch.dtype
-) -> Estimate:
-    """For an engine whose weights are ``recipes``, in ``dtype``; equal recipes are stored once."""
+def estimate(checkpoint: Checkpoint, recipes: Mapping[str, Recipe], files_bytes: int, dtype: torch.dtype) -> Estimate:
+    """For an engine whose weights are ``recipes``, in ``dtype``; equal recipes are stored once. ``files_bytes``: of the
+    backend's own files."""
     stored = set(recipes.values())
     weights = sum(_nbytes(r, dtype) for r in stored)
-    models = sum(part.model.ByteSize() for part in lowered.values())
     aux = sum(path.stat().st_size for path in checkpoint.aux_files)
     return Estimate(
         weights_bytes=weights,
-        disk_bytes=weights + models + aux + _golden_bytes(checkpoint.config),
+        disk_bytes=weights + files_bytes + aux + _golden_bytes(checkpoint.config),
         largest_weight_bytes=max(_nbytes(r, dtype) for r in stored),
         peak_memory_bytes=BASE_MEMORY + 2 * max(_block(r, dtype) for r in stored),
         seconds=BASE_SECONDS + weights / WRITE_RATE,
@@ -75,7 +72,7 @@ def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _nbytes(recipe: Recipe, dtype: torch.dtype) -> int:
-    return math.prod(recipe.shape) * dtype.itemsize
+    return math.prod(recipe.shape) * recipe.stored_dtype(dtype).itemsize
 
 
 def _block(recipe: Recipe, dtype: torch.dtype) -> int:

@@ -1,36 +1,30 @@
-"""``build``: checkpoint -> programs -> passes -> ONNX Runtime engine -> numeric proof -> published directory."""
+"""``build``: checkpoint -> programs -> passes -> a backend's engine -> numeric proof -> published directory."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from dsv2_compile import __version__
-from dsv2_compile.backends.onnxruntime import Lowered, lower, place
+from dsv2_compile.backends.artifact import Artifact, Backend
 from dsv2_compile.checkpoint import Checkpoint
-from dsv2_compile.compiler import Compiled, CompileOptions, compile_model
+from dsv2_compile.compiler import Compiled
 from dsv2_compile.costs import program_report
-from dsv2_compile.engine.manifest import Manifest, ProgramEntry, SourceEntry, TensorEntry
+from dsv2_compile.engine.manifest import Manifest, SourceEntry
 from dsv2_compile.engine.writer import EngineWriter
 from dsv2_compile.errors import UsageError
 from dsv2_compile.estimate import Estimate, estimate, require_memory
 from dsv2_compile.passes.absorb import WORKLOADS, check_forms
-from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.progress import Progress, silent
 from dsv2_compile.request import BuildRequest
-from dsv2_compile.targets import target
-from dsv2_compile.verify import Report, make_golden, verify_engine
-from dsv2_compile.weights import Recipe
+from dsv2_compile.verify import Report
 
-DTYPE = torch.float32
-TOOLS = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
 REJECTED = ".unverified"
 """Ending of the directory that keeps an engine whose numeric check failed."""
 
@@ -66,26 +60,26 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
     claim. An engine that is not what the eager model computes is not raised: see `BuildReport.verification`.
     """
     start = time.monotonic()
+    backend = _backend(request)
     checkpoint = _open(request, progress)
-    positions = request.max_seq_len or checkpoint.config.max_position_embeddings
     fingerprint = _fingerprint(checkpoint, request)
     with EngineWriter(request.output, request.force, inputs=[checkpoint.path], fingerprint=fingerprint) as writer:
-        compiled, lowered = _compile(checkpoint, request, progress)
-        recipes = _union(lowered)
-        require_memory(estimate(checkpoint, recipes, lowered, DTYPE))
-        warnings = (*checkpoint.notes, *_nonfinite(checkpoint, request, progress))
+        made = backend.make(checkpoint.config, request, progress)
+        if made.recipes:
+            require_memory(estimate(checkpoint, made.recipes, made.nbytes, made.dtype))
+        warnings = (*checkpoint.notes, *made.warnings, *_nonfinite(checkpoint, request, progress))
         for path in checkpoint.aux_files:
             writer.add_file(path.name, path)
         placement = writer.write_weights(
-            recipes, checkpoint, DTYPE, progress=lambda done, total: progress("weights, bytes", done, total)
+            made.recipes, checkpoint, made.dtype, progress=lambda done, total: progress("weights, bytes", done, total)
         )
-        for phase, part in lowered.items():
-            writer.add_bytes(f"{phase}.onnx", place(part.model, placement).SerializeToString(deterministic=True))
-        writer.add_bytes("programs.json", _json(_reports(compiled)))
-        manifest = _manifest(request, checkpoint, compiled, lowered, positions)
+        for name, data in made.files(placement).items():
+            writer.add_bytes(name, data)
+        writer.add_bytes("programs.json", _json(_reports(made.compiled)))
+        manifest = _manifest(request, checkpoint, made)
         report = None
         if not request.no_verify:
-            report = _verify(writer, manifest, checkpoint, progress)
+            report = backend.verify(writer, manifest, checkpoint, request, progress)
             status = "verified" if report.passed else "unverified"
             manifest = replace(manifest, status=status, numerics=report.summary())
         passed = report is None or report.passed
@@ -96,13 +90,17 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
 def plan(request: BuildRequest, progress: Progress = silent) -> BuildPlan:
     """What `build` would write and need, without writing anything."""
     checkpoint = _open(request, progress)
-    compiled, lowered = _compile(checkpoint, request, progress)
+    made = _backend(request).make(checkpoint.config, request, progress)
     return BuildPlan(
-        estimate(checkpoint, _union(lowered), lowered, DTYPE),
-        _reports(compiled),
-        [r.to_json() for r in compiled.records],
-        checkpoint.notes,
+        estimate(checkpoint, made.recipes, made.nbytes, made.dtype),
+        _reports(made.compiled),
+        [r.to_json() for r in made.compiled.records],
+        (*checkpoint.notes, *made.warnings),
     )
+
+
+def _backend(request: BuildRequest) -> Backend:
+    return cast(Backend, importlib.import_module(f"dsv2_compile.backends.{request.backend}.backend"))
 
 
 def _open(request: BuildRequest, progress: Progress) -> Checkpoint:
@@ -117,36 +115,14 @@ def _open(request: BuildRequest, progress: Progress) -> Checkpoint:
     return checkpoint
 
 
-def _compile(checkpoint: Checkpoint, request: BuildRequest, progress: Progress) -> tuple[Compiled, dict[str, Lowered]]:
-    config = checkpoint.config
-    options = CompileOptions(
-        target("cpu"),
-        request.max_seq_len or config.max_position_embeddings,
-        request.mla_form,
-        bisect=request.bisect,
-        dump=request.dump_ir,
-    )
-    compiled = compile_model(config, options, lambda text: progress(text, 0, 0))
-    return compiled, {phase: lower(program, request.portable) for phase, program in compiled.programs.items()}
-
-
 def _nonfinite(checkpoint: Checkpoint, request: BuildRequest, progress: Progress) -> list[str]:
     """With --strict the checkpoint was refused when it was opened."""
     found = {} if request.strict else checkpoint.nonfinite(progress)
     return [f"{name} holds {nan} NaN and {inf} infinite values" for name, (nan, inf) in found.items()]
 
 
-def _union(lowered: dict[str, Lowered]) -> dict[str, Recipe]:
-    recipes: dict[str, Recipe] = {}
-    for part in lowered.values():
-        for name, recipe in part.weights.items():
-            if recipes.setdefault(name, recipe) != recipe:
-                raise AssertionError(f"two programs give weight {name} different recipes")
-    return dict(sorted(recipes.items()))
-
-
 def _reports(compiled: Compiled) -> dict[str, Any]:
-    return {p: program_report(program, asdict(WORKLOADS[p])) for p, program in compiled.programs.items()}
+    return {p: program_report(program, asdict(WORKLOADS[program.phase])) for p, program in compiled.programs.items()}
 
 
 def _json(data: Any) -> bytes:
@@ -160,59 +136,31 @@ def _fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
         if path.is_file():
             stat = path.stat()
             h.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    how = (__version__, DTYPE, request.max_seq_len, sorted(request.mla_form.items()), request.portable)
-    h.update(repr(how).encode())
+    how = (__version__, request.backend, request.dtype, request.max_seq_len, sorted(request.mla_form.items()))
+    h.update(repr((how, request.portable)).encode())
     return h.hexdigest()
 
 
-def _manifest(
-    request: BuildRequest, checkpoint: Checkpoint, compiled: Compiled, lowered: dict[str, Lowered], positions: int
-) -> Manifest:
+def _manifest(request: BuildRequest, checkpoint: Checkpoint, made: Artifact) -> Manifest:
     symbols: dict[str, tuple[int, int]] = {}
-    for program in compiled.programs.values():
+    for program in made.compiled.programs.values():
         for name, (low, high) in program.symbols.items():
             known = symbols.get(name, (low, high))
             symbols[name] = (min(low, known[0]), max(high, known[1]))
     return Manifest(
         status="unverified",
-        backend="onnxruntime",
-        target="cpu",
+        backend=made.backend,
+        target=made.target,
         model=checkpoint.config,
-        dtype=str(DTYPE).removeprefix("torch."),
+        dtype=str(made.dtype).removeprefix("torch."),
         symbols=symbols,
-        programs={p: _entry(program, lowered[p]) for p, program in compiled.programs.items()},
-        passes=tuple(r.to_json() for r in compiled.records),
-        toolchain={"dsv2-compile": __version__, **{t: importlib.metadata.version(t) for t in TOOLS}},
+        programs=made.entries,
+        passes=tuple(r.to_json() for r in made.compiled.records),
+        toolchain={"dsv2-compile": __version__, **{t: importlib.metadata.version(t) for t in made.tools}},
         numerics={},
         weights={},
         files={},
         max_batch_size=request.max_batch_size,
-        max_seq_len=positions,
+        max_seq_len=request.max_seq_len or checkpoint.config.max_position_embeddings,
         source=SourceEntry(checkpoint.name, checkpoint.revision, None),
     )
-
-
-def _entry(program: Program, part: Lowered) -> ProgramEntry:
-    def tensor(spec: TensorSpec) -> TensorEntry:
-        dims = tuple(d if isinstance(d, int) else str(d) for d in spec.shape)
-        return TensorEntry(str(spec.dtype).removeprefix("torch."), dims)
-
-    layer = program.outputs["rows.0"]
-    rows = TensorSpec((program.config.num_hidden_layers, *layer.shape), layer.dtype)
-    return ProgramEntry(
-        f"{program.phase}.onnx",
-        {name: tensor(spec) for name, spec in program.inputs.items()},
-        {"logits": tensor(program.outputs["logits"]), "rows": tensor(rows)},
-        program.notes["mla_form"],
-        part.session_options,
-    )
-
-
-def _verify(writer: EngineWriter, manifest: Manifest, checkpoint: Checkpoint, progress: Progress) -> Report:
-    """Golden data from the eager model, then the staged engine against them, as a user would load it."""
-    golden = make_golden(
-        manifest.model, checkpoint, manifest.dtype, manifest.max_batch_size, manifest.max_seq_len, progress=progress
-    )
-    golden.write(writer)
-    writer.seal(manifest)
-    return verify_engine(writer.stage, progress=progress)

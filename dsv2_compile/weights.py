@@ -39,6 +39,10 @@ class Recipe:
         parts = list(self.pieces(source, dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def stored_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What it is stored in, in an engine of ``dtype``."""
+        return dtype
+
     def leaves(self) -> Iterator[str]:
         """Names of the checkpoint tensors this recipe reads, in reading order."""
         for child in getattr(self, "parts", ()) or ([self.of] if hasattr(self, "of") else []):
@@ -201,6 +205,10 @@ class RopeTable(Recipe):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.positions, self.config.qk_rope_head_dim // 2)
+
+    def stored_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """At least fp32: rounding an angle's cosine to a half would turn far positions."""
+        return torch.promote_types(dtype, torch.float32)
 
     def pieces(self, source: TensorSource, dtype: torch.dtype) -> Iterator[torch.Tensor]:
         from dsv2_compile.model.rope import inverse_frequencies

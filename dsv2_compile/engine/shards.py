@@ -50,34 +50,36 @@ class Shard:
 
 
 def plan_shards(recipes: Mapping[str, Recipe], dtype: torch.dtype, max_shard_bytes: int) -> list[Shard]:
-    """Consecutive weights fill a shard up to ``max_shard_bytes`` of data; a larger one gets its own."""
-    kind = str(dtype).removeprefix("torch.")
+    """Consecutive weights fill a shard up to ``max_shard_bytes`` of data; a larger one gets its own.
+
+    Those of wider dtypes come first, so that every one starts at a multiple of its items."""
     groups: list[list[tuple[str, Recipe]]] = [[]]
     room = max_shard_bytes
-    for name, recipe in recipes.items():
-        nbytes = math.prod(recipe.shape) * ITEM_BYTES[kind]
+    for name, recipe in sorted(recipes.items(), key=lambda item: -item[1].stored_dtype(dtype).itemsize):
+        nbytes = math.prod(recipe.shape) * recipe.stored_dtype(dtype).itemsize
         if nbytes > room and groups[-1]:
             groups.append([])
             room = max_shard_bytes
         groups[-1].append((name, recipe))
         room -= nbytes
-    return [_layout(f"weights/weights-{i:05}.safetensors", group, kind) for i, group in enumerate(groups, 1) if group]
+    return [_layout(f"weights/weights-{i:05}.safetensors", group, dtype) for i, group in enumerate(groups, 1) if group]
 
 
-def _layout(file: str, group: list[tuple[str, Recipe]], kind: str) -> Shard:
+def _layout(file: str, group: list[tuple[str, Recipe]], dtype: torch.dtype) -> Shard:
     entries, spans, at = {}, [], 0
     for name, recipe in group:
+        kind = str(recipe.stored_dtype(dtype)).removeprefix("torch.")
         nbytes = math.prod(recipe.shape) * ITEM_BYTES[kind]
         offsets = [at, at + nbytes]
         entries[name] = {"dtype": _SAFETENSORS[kind], "shape": list(recipe.shape), "data_offsets": offsets}
-        spans.append((at, nbytes))
+        spans.append((at, nbytes, kind))
         at += nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
     placed = tuple(
         (name, recipe, Placement(file, len(header) + start, nbytes, kind, tuple(recipe.shape)))
-        for (name, recipe), (start, nbytes) in zip(group, spans, strict=True)
+        for (name, recipe), (start, nbytes, kind) in zip(group, spans, strict=True)
     )
     return Shard(file, header, placed)
 
@@ -92,10 +94,10 @@ def write_shard(
     out.write(shard.header)
     progress(len(shard.header))
     for name, recipe, placement in shard.recipes:
-        left = placement.nbytes
-        for piece in recipe.pieces(source, dtype):
-            if piece.dtype != dtype:
-                raise ValueError(f"weight {name}: a piece is {piece.dtype}, expected {dtype}")
+        left, stored = placement.nbytes, recipe.stored_dtype(dtype)
+        for piece in recipe.pieces(source, stored):
+            if piece.dtype != stored:
+                raise ValueError(f"weight {name}: a piece is {piece.dtype}, expected {stored}")
             data = piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
             left -= len(data)
             if left < 0:

@@ -94,7 +94,8 @@ class PlanProgram:
 @dataclass(frozen=True)
 class Plan:
     """``capability``: the architecture that the cubins are for (sm_90). ``page``: positions of a cache page;
-    ``pages``: most pages of a sequence, the width of a page table. ``programs`` by name, the smallest of a phase first."""
+    ``pages``: most pages of a sequence, the width of a page table. ``programs`` by name, the smallest of a phase
+    first."""
 
     target: str
     capability: str

@@ -33,4 +33,6 @@ def lay_out(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
                 break
             start = max(start, end)
         placed[name] = (start, start + size, life)
-    return {name: begin for name, (begin, _, _) in placed.items()}, max((end for _, end, _ in placed.values()), default=0)
+    return {name: begin for name, (begin, _, _) in placed.items()}, max(
+        (end for _, end, _ in placed.values()), default=0
+    )

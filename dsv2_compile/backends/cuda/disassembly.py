@@ -42,7 +42,7 @@ def examine(image: bytes) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         Path(f.name).write_bytes(image)
         usage = _FUNCTION.findall(_tool("cuobjdump", "--dump-resource-usage", f.name))
-        sass = _tool("nvdisasm", "--print-code", f.name)
+        sass = _tool("nvdisasm", "--print-code", "--no-dataflow", f.name)
     if len(usage) != 1:
         raise ValueError(f"a cubin of {len(usage)} functions, expected one")
     figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage[0][1])}

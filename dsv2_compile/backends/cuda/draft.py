@@ -42,6 +42,12 @@ class View:
         return replace(self, offset=self.offset + start, width=stop - start)
 
     @property
+    def height(self) -> int:
+        """Rows of a weight."""
+        assert isinstance(self.rows, int)
+        return self.rows
+
+    @property
     def contiguous(self) -> bool:
         return self.width == self.stride
 
@@ -89,11 +95,9 @@ class Draft:
         if args:
             raise AssertionError(f"kernel {kernel.name} has no argument {', '.join(args)}")
         aligned = tuple(n for n, a in zip(kernel.args, bound, strict=True) if _multiple(a) % 16 == 0)
-        grid = (*kernel.grid(dims, config, sizes), 1, 1)[:3]
-        request = Request(
-            kernel.name, tuple(sorted(dims.items())), tuple(sorted(config.items())), self.dtype, aligned
-        )
-        self.launches.append(DraftLaunch(request, grid, tuple(bound), what, dict(sizes)))
+        x, y, z = (*kernel.grid(dims, config, sizes), 1, 1)[:3]
+        request = Request(kernel.name, tuple(sorted(dims.items())), tuple(sorted(config.items())), self.dtype, aligned)
+        self.launches.append(DraftLaunch(request, (x, y, z), tuple(bound), what, dict(sizes)))
         return config
 
     def _pointer(self, value: View | Pointer | None) -> Pointer | None:

@@ -41,12 +41,10 @@ def plan(
     entries: Mapping[Request, KernelEntry],
 ) -> Plan:
     """``drafts`` by (name, phase), the smallest program of a phase first."""
-    kernels = list(dict.fromkeys(entries.values()))
-    number = {id(e): i for i, e in enumerate(kernels)}
+    kernels = list({e.cubin: e for e in entries.values()}.values())
+    number = {e.cubin: i for i, e in enumerate(kernels)}
     programs = {}
     for (name, phase), draft in drafts.items():
-        launches = tuple(
-            Launch(number[id(entries[x.request])], x.grid, x.args, x.what) for x in draft.launches
-        )
+        launches = tuple(Launch(number[entries[x.request].cubin], x.grid, x.args, x.what) for x in draft.launches)
         programs[name] = PlanProgram(phase, draft.limits, draft.buffers, launches, draft.arena_bytes)
     return Plan(target.name, target.capability, dtype, page, pages, tuple(kernels), programs)

@@ -62,10 +62,11 @@ class HostExecutor:
         memory = {n: self._place(n, b, sizes, inputs) for n, b in program.buffers.items()}
         begun: set[str] = set()
         for at, launch in enumerate(program.launches):
-            for arg in launch.args:
-                if isinstance(arg, Pointer) and program.buffers[arg.buffer].place == "arena" and arg.buffer not in begun:
-                    memory[arg.buffer][:] = 0xFF
-                    begun.add(arg.buffer)
+            used = {a.buffer for a in launch.args if isinstance(a, Pointer)} - begun
+            for buffer in used:
+                if program.buffers[buffer].place == "arena":
+                    memory[buffer][:] = 0xFF
+            begun |= used
             self._launch(program, launch, memory, sizes)
             if watch is not None:
                 watch(name, at, launch)

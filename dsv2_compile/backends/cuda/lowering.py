@@ -78,6 +78,3 @@ def _check_outputs(low: Lowering, outputs: Mapping[str, fx.Node]) -> None:
                 f"the CUDA backend cannot make {name} of {node.target}{written(node)}",
                 "logits are a linear layer over the last row of each sequence, rows the normed and rotated latent",
             )
-
-
-

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -19,7 +20,7 @@ from dsv2_compile.backends.cuda.toolchain import environment
 from dsv2_compile.kernels.gpu.aot import Job
 
 STARTING = 60.0
-"""Seconds a new process may take before its first job counts."""
+"""Seconds a new process may take to import Triton."""
 _LOG_BYTES = 8000
 _CODE = "import sys; from dsv2_compile.backends.cuda.worker import main; main(int(sys.argv[1]), sys.argv[2])"
 
@@ -41,13 +42,13 @@ def run(jobs: Sequence[Job], workers: int, timeout: float) -> Generator[tuple[in
         try:
             while waiting or busy:
                 while waiting and len(busy) < workers:
-                    worker = idle.pop() if idle else _Worker(Path(root))
-                    worker.give(*waiting.popleft(), timeout)
+                    worker = idle.pop() if idle else _Worker(Path(root), timeout)
+                    worker.give(*waiting.popleft())
                     busy[worker.pipe] = worker
                 soonest = min(w.deadline for w in busy.values())
                 wait(list(busy), max(soonest - time.monotonic(), 0))
                 for worker in list(busy.values()):
-                    outcome = worker.outcome(timeout)
+                    outcome = worker.outcome()
                     if outcome is not None:
                         del busy[worker.pipe]
                         if worker.alive:
@@ -61,7 +62,7 @@ def run(jobs: Sequence[Job], workers: int, timeout: float) -> Generator[tuple[in
 class _Worker:
     """A process in a group of its own, so that its compilers die with it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, timeout: float) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=root))
         self._log = self._folder / "log"
         self.pipe, theirs = Pipe()
@@ -75,31 +76,32 @@ class _Worker:
                 start_new_session=True,
                 env={**environment(), "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
             )
-        self.index, self.deadline, self.alive = -1, 0.0, True
-        self._allowance = STARTING
+        self._timeout, self._ready = timeout, False
+        self.index, self.alive, self.deadline = -1, True, time.monotonic() + STARTING
 
-    def give(self, index: int, job: Job, timeout: float) -> None:
-        self.index, self.deadline = index, time.monotonic() + self._allowance + timeout
-        self._allowance = 0.0
-        try:
-            self.pipe.send((job, timeout + STARTING))
-        except OSError:
-            self.deadline = 0.0  # it has ended, which `outcome` sees
+    def give(self, index: int, job: Job) -> None:
+        self.index = index
+        if self._ready:
+            self.deadline = time.monotonic() + self._timeout
+        with suppress(OSError):  # it has ended, which `outcome` sees
+            self.pipe.send((job, 2 * self._timeout))
 
-    def outcome(self, timeout: float) -> Built | Failed | None:
+    def outcome(self) -> Built | Failed | None:
         """None while it works. A process that did not answer is stopped."""
-        late = False
+        late = ""
         try:
             if self.pipe.poll():
                 answer = self.pipe.recv()
-                return answer if isinstance(answer, Built) else Failed(answer, self._tail())
+                if answer is not None:
+                    return answer if isinstance(answer, Built) else Failed(answer, self._tail())
+                self._ready, self.deadline = True, time.monotonic() + self._timeout
             if time.monotonic() < self.deadline:
                 return None
-            late = True
+            late = f"no answer in {self._timeout:g} s" if self._ready else f"no compiler after {STARTING:g} s"
         except (EOFError, OSError):
             pass  # it has ended
         status = self.stop()
-        return Failed(f"no answer in {timeout:g} s" if late else f"the compiler {_ending(status)}", self._tail())
+        return Failed(late or f"the compiler {_ending(status)}", self._tail())
 
     def stop(self) -> int:
         """Kill the group. Returns the exit status, the process's own if it had ended by itself."""

@@ -9,15 +9,15 @@ from torch import fx
 
 from dsv2_compile.backends.cuda.draft import BATCH, CONTEXT, ROWS, View, kernel
 from dsv2_compile.backends.cuda.rules_dense import linear
-from dsv2_compile.backends.cuda.values import PAGE, Deferred, Lowering, Rotated, Rule, Skipped, layer_of, unsupported
+from dsv2_compile.backends.cuda.values import Deferred, Lowering, Rotated, Rule, Skipped, args_of, layer_of, unsupported
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
 
 
 def _rope(low: Lowering, node: fx.Node) -> Rotated:
-    q, nope = low.view(node.args[0]), int(node.args[3])  # type: ignore[call-overload]
+    q, nope = low.view(args_of(node)[0]), int(args_of(node)[3])
     heads, width = node.meta["spec"].shape[2:]
-    if len(node.args[0].users) != 1:  # type: ignore[union-attr]
+    if len(args_of(node)[0].users) != 1:
         raise unsupported(node, "queries that are also used unrotated")
     return Rotated(q, int(heads), nope, int(width) - nope)
 
@@ -50,12 +50,12 @@ def _table(low: Lowering, function: str) -> View:
 
 
 def _latent_rope(low: Lowering, node: fx.Node) -> Skipped:
-    kv, weight, layer = low.view(node.args[0]), low.view(node.args[1]), layer_of(node)
+    kv, weight, layer = low.view(args_of(node)[0]), low.view(args_of(node)[1]), layer_of(node)
     dims: dict[str, Any] = {
         "LATENT": weight.width,
         "ROPE": kv.width - weight.width,
         "KV_STRIDE": kv.stride,
-        "EPS": float(node.args[4]),  # type: ignore[arg-type]
+        "EPS": float(args_of(node)[4]),
     }
     low.draft.launch(
         kernel("latent_cache"),
@@ -82,13 +82,13 @@ def _layer(low: Lowering, node: fx.Node, rows: Any) -> int:
 
 
 def _expanded(low: Lowering, node: fx.Node) -> View:
-    q, _, rows, w_kv, _, scale, v_dim = node.args
-    value, w, layer = low.values[q], low.view(w_kv), _layer(low, node, rows)  # type: ignore[index]
+    q, _, rows, w_kv, _, scale, v_dim = args_of(node)
+    value, w, layer = low.values[q], low.view(w_kv), _layer(low, node, rows)
     if low.phase != "prefill" or not isinstance(value, Rotated):
         raise unsupported(node, f"expanded attention in {low.phase}")
     c = low.program.config
     cache, slots = low.layer_cache(layer), low.input("context_slots")
-    kv = low.draft.temporary("kv", CONTEXT, int(w.rows))  # type: ignore[arg-type]
+    kv = low.draft.temporary("kv", CONTEXT, w.height)
     linear(low, cache, w, kv, CONTEXT, index=slots, x_stride=c.cache_dim)
     dims: dict[str, Any] = {
         "HEADS": value.heads,
@@ -97,10 +97,10 @@ def _expanded(low: Lowering, node: fx.Node) -> View:
         "V": v_dim,
         "LATENT": w.width,
         "Q_ROW": value.q.stride,
-        "SCALE": float(scale),  # type: ignore[arg-type]
+        "SCALE": float(scale),
         "MAX_BATCH": low.draft.limits["batch"],
     }
-    out = low.draft.temporary("attention", ROWS, value.heads * int(v_dim))  # type: ignore[call-overload]
+    out = low.draft.temporary("attention", ROWS, value.heads * int(v_dim))
     low.draft.launch(
         kernel("mla_prefill"),
         dims,
@@ -118,12 +118,12 @@ def _expanded(low: Lowering, node: fx.Node) -> View:
 
 
 def _head_linear(low: Lowering, node: fx.Node) -> Any:
-    value, w = low.values[node.args[0]], low.view(node.args[1])  # type: ignore[index]
+    value, w = low.values[args_of(node)[0]], low.view(args_of(node)[1])
     heads, n, k = low.program.weights[w.buffer].shape
     if isinstance(value, Rotated):
         source, head = value.q, value.nope + value.rope
     else:
-        source, head = low.view(node.args[0]), low.view(node.args[0]).width // heads
+        source, head = low.view(args_of(node)[0]), low.view(args_of(node)[0]).width // heads
 
     def make(into: View) -> None:
         dims = {
@@ -149,7 +149,7 @@ def _head_linear(low: Lowering, node: fx.Node) -> Any:
 
 def _cat(low: Lowering, node: fx.Node) -> View:
     """The absorbed queries: per head the latent part, then the rotated one."""
-    parts = [low.values[p] for p in node.args[0]]  # type: ignore[union-attr]
+    parts = [low.values[p] for p in args_of(node)[0]]
     latent, value = parts if len(parts) == 2 else (None, None)
     if not isinstance(latent, Deferred) or not isinstance(value, Rotated):
         raise unsupported(node, "a concatenation that is not of absorbed queries")
@@ -160,11 +160,11 @@ def _cat(low: Lowering, node: fx.Node) -> View:
 
 
 def _absorbed(low: Lowering, node: fx.Node) -> View:
-    q, _, rows, _, scale, latent = node.args
-    value, layer = low.values[q], _layer(low, node, rows)  # type: ignore[index]
+    q, _, rows, _, scale, latent = args_of(node)
+    value, layer = low.values[q], _layer(low, node, rows)
     view = _in_place(low, value) if isinstance(value, Rotated) else low.view(q)
     heads, width = node.meta["spec"].shape[2:]
-    return attend(low, view, layer, int(heads), int(width), float(scale))  # type: ignore[arg-type]
+    return attend(low, view, layer, int(heads), int(width), float(scale))
 
 
 RULES: dict[Any, Rule] = {

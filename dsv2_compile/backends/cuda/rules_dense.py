@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dsv2_compile.backends.cuda.values import (
     Rule,
     Skipped,
     Sum,
+    args_of,
     unsupported,
 )
 from dsv2_compile.plan.expr import Size
@@ -28,22 +30,22 @@ _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
 
 
 def _embedding(low: Lowering, node: fx.Node) -> View:
-    table = low.view(node.args[0])
-    if low.values[node.args[1]] != Skipped("tokens"):  # type: ignore[index]
+    table = low.view(args_of(node)[0])
+    if low.values[args_of(node)[1]] != Skipped("tokens"):
         raise unsupported(node, "an index that is not the tokens")
     out = low.draft.temporary("embedding", ROWS, table.width)
-    args = {"tokens": low.input("tokens"), "table": table, "out": out}
-    low.draft.launch(kernel("embedding"), {"N": table.width}, {"rows": ROWS}, "embedding", **args)
+    tokens, dims = low.input("tokens"), {"N": table.width}
+    low.draft.launch(kernel("embedding"), dims, {"rows": ROWS}, "embedding", tokens=tokens, table=table, out=out)
     return out
 
 
 def _rms_norm(low: Lowering, node: fx.Node) -> View:
-    source, weight, eps = node.args
-    return norm(low, node, low.values[source], low.view(weight), eps)[0]  # type: ignore[index]
+    source, weight, eps = args_of(node)
+    return norm(low, node, low.values[source], low.view(weight), eps)[0]
 
 
 def _add_rms_norm(low: Lowering, node: fx.Node) -> tuple[View, View]:
-    x, residual, weight, eps = node.args
+    x, residual, weight, eps = args_of(node)
     return norm(low, node, Sum(low.view(x), low.view(residual)), low.view(weight), eps)
 
 
@@ -67,17 +69,17 @@ def norm(low: Lowering, node: fx.Node, source: Any, weight: View, eps: Any) -> t
 
 
 def _linear(low: Lowering, node: fx.Node) -> Any:
-    x, w = low.view(node.args[0]), low.view(node.args[1])
-    if len(node.args) != 2:
+    x, w = low.view(args_of(node)[0]), low.view(args_of(node)[1])
+    if len(args_of(node)) != 2:
         raise unsupported(node, "a bias")
     users = list(node.users)
     if len(users) == 1 and users[0].target is _DSV2.swiglu.default:
-        return Deferred(int(w.rows), lambda into: _swiglu_into(low, x, w, into))  # type: ignore[arg-type]
+        return Deferred(w.height, lambda into: _swiglu_into(low, x, w, into))
     if any(u.op == "output" for u in users):
-        out = View(low.draft.buffer("logits", "output", "fp32", BATCH, w.rows), BATCH, int(w.rows), int(w.rows), "fp32")  # type: ignore[arg-type]
+        out = View(low.draft.buffer("logits", "output", "fp32", BATCH, w.rows), BATCH, w.height, w.height, "fp32")
         linear(low, x, w, out, BATCH)
         return out
-    out = low.draft.temporary("linear", ROWS, int(w.rows))  # type: ignore[arg-type]
+    out = low.draft.temporary("linear", ROWS, w.height)
     linear(low, x, w, out, ROWS)
     return out
 
@@ -109,7 +111,7 @@ def _swiglu_into(low: Lowering, x: View, w: View, out: View) -> None:
 
 
 def _swiglu(low: Lowering, node: fx.Node) -> View:
-    value = low.values[node.args[0]]  # type: ignore[index]
+    value = low.values[args_of(node)[0]]
     if not isinstance(value, Deferred):
         raise unsupported(node, "a SwiGLU that is not of a linear layer")
     out = low.draft.temporary("swiglu", ROWS, value.width // 2)
@@ -118,11 +120,11 @@ def _swiglu(low: Lowering, node: fx.Node) -> View:
 
 
 def _split(low: Lowering, node: fx.Node) -> tuple[Any, ...]:
-    value, sizes = low.values[node.args[0]], node.args[1]  # type: ignore[index]
+    value, sizes = low.values[args_of(node)[0]], args_of(node)[1]
     if isinstance(value, Rotated):
-        return _split_heads(low, node, value, list(sizes))  # type: ignore[arg-type]
-    bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]  # type: ignore[arg-type,index]
-    return tuple(low.view(node.args[0]).columns(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+        return _split_heads(low, node, value, list(sizes))
+    bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    return tuple(low.view(args_of(node)[0]).columns(a, b) for a, b in pairwise(bounds))
 
 
 def _split_heads(low: Lowering, node: fx.Node, value: Rotated, sizes: list[int]) -> tuple[Rotated, Rotated]:
@@ -133,11 +135,11 @@ def _split_heads(low: Lowering, node: fx.Node, value: Rotated, sizes: list[int])
 
 
 def _same(low: Lowering, node: fx.Node) -> Any:
-    return low.values[node.args[0]]  # type: ignore[index]
+    return low.values[args_of(node)[0]]
 
 
 def _add(low: Lowering, node: fx.Node) -> Any:
-    a, b = (low.values.get(x) if isinstance(x, fx.Node) else None for x in node.args)
+    a, b = (low.values.get(x) if isinstance(x, fx.Node) else None for x in args_of(node))
     if isinstance(a, Skipped) or isinstance(b, Skipped):
         return Skipped("positions")
     if isinstance(a, Parts) and isinstance(b, View):
@@ -156,19 +158,19 @@ def _position(low: Lowering, node: fx.Node) -> Skipped:
 
 
 def _index(low: Lowering, node: fx.Node) -> Any:
-    source = low.values[node.args[0]]  # type: ignore[index]
+    source = low.values[args_of(node)[0]]
     if isinstance(source, View) and source.buffer in ("rope.cos", "rope.sin"):
         return Skipped(source.buffer)
-    if not isinstance(source, View | Sum) or len(node.args[1]) != 2:  # type: ignore[arg-type]
+    if not isinstance(source, View | Sum) or len(args_of(node)[1]) != 2:
         raise unsupported(node, "an index that is not the last row of each sequence")
     return Last(source)
 
 
 def _select(low: Lowering, node: fx.Node) -> Last:
-    source, dim, at = node.args
+    source, dim, at = args_of(node)
     if low.phase != "decode" or (dim, at) != (1, 0):
         raise unsupported(node, "a selection that is not the only row of each sequence")
-    return Last(low.values[source])  # type: ignore[index]
+    return Last(low.values[source])
 
 
 RULES: dict[Any, Rule] = {

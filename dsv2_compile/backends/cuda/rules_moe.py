@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from dsv2_compile.backends.cuda.draft import ROWS, View, kernel
-from dsv2_compile.backends.cuda.values import Lowering, Parts, Rule
+from dsv2_compile.backends.cuda.values import Lowering, Parts, Rule, args_of
 from dsv2_compile.plan.plan import Pointer
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
@@ -16,24 +16,24 @@ _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
 
 def _gate(low: Lowering, node: fx.Node) -> tuple[View, View]:
     """Choice of experts, and at once the order in which the grouped products take the rows."""
-    x, w = low.view(node.args[0]), low.view(node.args[1])
-    top_k, groups, topk_groups, scale, normalize = node.args[2:]
-    experts = int(w.rows)  # type: ignore[arg-type]
+    x, w = low.view(args_of(node)[0]), low.view(args_of(node)[1])
+    top_k, groups, topk_groups, scale, normalize = args_of(node)[2:]
+    experts = w.height
     dims: dict[str, Any] = {
         "EXPERTS": experts,
         "K": w.width,
         "TOP_K": top_k,
         "GROUPS": groups,
         "TOPK_GROUPS": topk_groups,
-        "SCALE": float(scale),  # type: ignore[arg-type]
+        "SCALE": float(scale),
         "NORMALIZE": normalize,
     }
-    ids = low.draft.temporary("ids", ROWS, int(top_k), "i32")  # type: ignore[arg-type]
-    weights = low.draft.temporary("weights", ROWS, int(top_k), "fp32")  # type: ignore[arg-type]
+    ids = low.draft.temporary("ids", ROWS, int(top_k), "i32")
+    weights = low.draft.temporary("weights", ROWS, int(top_k), "fp32")
     what = f"gate, {w.buffer}"
     low.draft.launch(kernel("gate"), dims, {"rows": ROWS}, what, x=x, w=w, ids=ids, weights=weights)
     offsets = low.draft.temporary("offsets", 1, experts + 1, "i32")
-    order = low.draft.temporary("order", ROWS, int(top_k), "i32")  # type: ignore[arg-type]
+    order = low.draft.temporary("order", ROWS, int(top_k), "i32")
     dims = {"EXPERTS": experts, "TOP_K": top_k}
     args = {"ids": ids, "offsets": offsets, "order": order}
     low.draft.launch(kernel("dispatch"), dims, {"rows": ROWS}, "order of the experts' rows", **args)
@@ -42,7 +42,7 @@ def _gate(low: Lowering, node: fx.Node) -> tuple[View, View]:
 
 
 def _experts(low: Lowering, node: fx.Node) -> Parts | View:
-    x, ids, weights, up, down = (low.view(a) for a in node.args)
+    x, ids, weights, up, down = (low.view(a) for a in args_of(node))
     offsets, order = low.shared[f"dispatch {ids.buffer}"]
     top_k = ids.width
     experts, inter, hidden = low.program.weights[down.buffer].shape[0], down.width, x.width

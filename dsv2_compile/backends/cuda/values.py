@@ -134,6 +134,10 @@ of visible positions per sequence; context_slots: cache rows of the visible posi
 of each sequence."""
 
 
+def args_of(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
 def layer_of(node: fx.Node) -> int:
     """The layer whose weights ``node`` reads."""
     for arg in node.all_input_nodes:

@@ -14,14 +14,15 @@ from dsv2_compile.kernels.gpu.aot import Job, build
 
 
 def main(fd: int, folder: str) -> None:
-    """Answer jobs from the socket ``fd`` until it closes: a `Built`, or what went wrong as text.
+    """Answer jobs from the socket ``fd`` until it closes: a `Built`, or what went wrong as text. None first: ready.
 
     ``folder`` takes temporary files. Standard output and error are the job's log; they are emptied before each.
-    Should the parent be gone, SIGALRM ends a job that takes longer than its limit.
+    A job comes with the seconds after which SIGALRM ends it, should the parent not be there to do it.
     """
     os.set_inheritable(fd, False)
     tempfile.tempdir = folder
     with Connection(fd) as pipe:
+        pipe.send(None)
         while True:
             try:
                 job, seconds = pipe.recv()
