@@ -69,7 +69,7 @@ def job(
         module=kernel.fn.__module__,
         function=kernel.fn.__name__,
         signature=tuple((n, f"*{dtype}" if k == "*T" else k) for n, k in kernel.args.items()),
-        constants=tuple(constants.items()),
+        constants=tuple(sorted(constants.items())),
         options=(*kernel.options(config).items(), ("enable_fp_fusion", True)),
         aligned=tuple(n for n in kernel.args if claims.get(n)),
         capability=target.architecture.capability,
