@@ -103,11 +103,11 @@ MLA_PREFILL = register(
         roundings=2,
     )
 )
-"""out [rows, HEADS * V] = softmax(q k^T * SCALE) v. q [rows, Q_ROW], rotated, NOPE + ROPE values
-per head, heads adjacent; kv [context rows,
-HEADS * (NOPE + V)], for every head NOPE key values, then V; the other ROPE values of every head's key are the last of
-cache row slots[t], cache [slots, LATENT + ROPE]. Sequence b is the queries query_start[b] to query_start[b + 1] and
-the context rows context_start[b] to context_start[b + 1]; its queries stand at the end of its context and see
-themselves and what is before them. No sequence has more queries than context rows; one without queries is
-left out. dims: HEADS, NOPE, ROPE, V, LATENT, Q_ROW, SCALE, MAX_BATCH (largest batch). sizes: rows, batch; for the cost also
-context (context rows of all sequences together; the FLOP are those of sequences of equal length)."""
+"""out [rows, HEADS * V] = softmax(q k^T * SCALE) v. q [rows, Q_ROW], rotated, NOPE + ROPE values per head, heads
+adjacent; kv [context rows, HEADS * (NOPE + V)], for every head NOPE key values, then V; the other ROPE values of every
+head's key are the last of cache row slots[t], cache [slots, LATENT + ROPE]. Sequence b is the queries query_start[b] to
+query_start[b + 1] and the context rows context_start[b] to context_start[b + 1]; its queries stand at the end of its
+context and see themselves and what is before them. No sequence has more queries than context rows; one without queries
+is left out. dims: HEADS, NOPE, ROPE, V, LATENT, Q_ROW, SCALE (positive), MAX_BATCH (largest batch). sizes: rows, batch;
+for the cost also context (context rows of all sequences together; the FLOP are those of sequences of equal length).
+The defaults are for two-byte types."""

@@ -37,11 +37,10 @@ def test_tokens_are_those_of_the_runtime(case):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("block", [16, 128])
-def test_sample_in_small_blocks(seed, block):
+def test_sample_in_small_blocks(seed):
     for case in CASES["sample"]:
-        if case.dims["VOCAB"] > 16 * block:  # time
+        if case.dims["VOCAB"] > 512:  # time
             continue
-        config = {**SAMPLE.default(case.dims, target("h800")), "BLOCK": block}
+        config = {**SAMPLE.default(case.dims, target("h800")), "BLOCK": 64}
         for error in check(case, "fp32", config, on_host, seed):
             assert error.passed, (case.name, error)
