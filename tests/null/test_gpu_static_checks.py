@@ -145,7 +145,7 @@ def test_dtypes_that_the_target_has_not_are_refused(norm, monkeypatch):
 
 def test_a_tile_too_large_for_one_architecture_is_refused_there_only():
     """Triton compiles it for both; between the two limits lies 166912 to 232448."""
-    small, large = matmul(A100, num_stages=6), matmul(H800)
+    small, large = matmul(A100, num_stages=6), matmul(H800, num_stages=6)
     assert 166912 < small.cubin.shared < 232448 and 166912 < large.cubin.shared < 232448
     assert small.problems(A100) == [f"{small.cubin.shared} bytes of shared memory per block, a100 allows 166912"]
     assert large.problems(H800) == []
