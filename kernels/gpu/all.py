@@ -1,5 +1,31 @@
 """Importing this registers every kernel."""
 
-from dsv2_compile.kernels.gpu import cache, dispatch, embedding, gate, linear, mla_prefill, moe, norm, sampling
+from __future__ import annotations
 
-__all__ = ["cache", "dispatch", "embedding", "gate", "linear", "mla_prefill", "moe", "norm", "sampling"]
+from dsv2_compile.kernels.gpu import (
+    cache,
+    dispatch,
+    embedding,
+    gate,
+    linear,
+    mla_paged,
+    mla_prefill,
+    mla_split,
+    moe,
+    norm,
+    sampling,
+)
+
+__all__ = [
+    "cache",
+    "dispatch",
+    "embedding",
+    "gate",
+    "linear",
+    "mla_paged",
+    "mla_prefill",
+    "mla_split",
+    "moe",
+    "norm",
+    "sampling",
+]

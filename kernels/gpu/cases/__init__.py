@@ -1,6 +1,18 @@
 """Calls that every kernel is checked with, on the host and on a GPU: `CASES[kernel name]`."""
 
-from dsv2_compile.kernels.gpu.cases import cache, dispatch, embedding, gate, linear, mla_prefill, moe, norm, sampling
+from dsv2_compile.kernels.gpu.cases import (
+    cache,
+    dispatch,
+    embedding,
+    gate,
+    linear,
+    mla_paged,
+    mla_prefill,
+    mla_split,
+    moe,
+    norm,
+    sampling,
+)
 from dsv2_compile.kernels.gpu.check import Case
 
 CASES: dict[str, list[Case]] = {
@@ -9,6 +21,8 @@ CASES: dict[str, list[Case]] = {
     **linear.CASES,
     **cache.CASES,
     **mla_prefill.CASES,
+    **mla_split.CASES,
+    **mla_paged.CASES,
     **sampling.CASES,
     **gate.CASES,
     **dispatch.CASES,

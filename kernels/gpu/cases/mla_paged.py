@@ -1,0 +1,141 @@
+"""Calls of `mla_paged`. All of the cache that no sequence uses is NaN, and unused entries of page tables point far
+outside of it."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from dsv2_compile.kernels.gpu.check import Case, Tensors, normal
+from dsv2_compile.kernels.gpu.mla_paged import MLA_DECODE, MLA_EXTEND
+from dsv2_compile.kernels.gpu.mla_split import partial_rows, schedule
+from dsv2_compile.plan.expr import evaluate
+
+SPARE = 3
+"""Pages that belong to nobody."""
+
+
+def _dims(heads: int, latent: int, rope: int, page: int, lengths: list[int]) -> dict[str, Any]:
+    pages = -(-max(lengths) // page) + 2
+    scale = (latent // 4 + rope) ** -0.5
+    return {"HEADS": heads, "LATENT": latent, "ROPE": rope, "PAGE": page, "MAX_PAGES": pages, "SCALE": scale}
+
+
+def _paged(g: torch.Generator, dims: dict[str, Any], lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cache and page table of sequences of ``lengths``, pages in no order."""
+    page, width = dims["PAGE"], dims["LATENT"] + dims["ROPE"]
+    counts = [-(-n // page) for n in lengths]
+    order = torch.randperm(sum(counts) + SPARE, generator=g)
+    cache = torch.full((len(order), page, width), float("nan"), dtype=torch.float64)
+    table = torch.full((len(lengths), dims["MAX_PAGES"]), 1 << 30, dtype=torch.int32)
+    for b, (length, start) in enumerate(zip(lengths, accumulate(counts, initial=0), strict=False)):
+        mine = order[start : start + counts[b]]
+        table[b, : counts[b]] = mine.to(torch.int32)
+        rows = torch.full((counts[b] * page, width), float("nan"), dtype=torch.float64)
+        rows[:length] = normal(g, length, width)
+        cache[mine] = rows.view(-1, page, width)
+    return cache.flatten(0, 1), table
+
+
+def _decode(
+    positions: tuple[int, ...],
+    parts: int,
+    heads: int = 16,
+    latent: int = 512,
+    rope: int = 64,
+    page: int = 64,
+    overhead: int = 1,
+) -> Case:
+    lengths = [p + 1 for p in positions]
+    rows, slots = len(positions), evaluate(partial_rows(len(positions), parts), {})
+    dims = {**_dims(heads, latent, rope, page, lengths), "PARTS": parts}
+
+    def inputs(g: torch.Generator) -> Tensors:
+        order = torch.randperm(rows, generator=g)
+        cache, table = _paged(g, dims, lengths)
+        q = normal(g, rows, heads, latent + rope)
+        q[torch.tensor(positions) < 0] = float("nan")
+        poison = float("nan")
+        return {
+            "q": q,
+            "cache": cache,
+            "page_table": table[order],
+            "positions": torch.tensor(positions, dtype=torch.int32),
+            "sequence": order.argsort().to(torch.int32),
+            "parts": schedule(list(positions), page, parts, overhead),
+            "partial": torch.full((slots, heads, latent), poison, dtype=torch.float64),
+            "lse": torch.full((slots, heads), poison, dtype=torch.float64),
+        }
+
+    name = f"positions {positions}, {parts} parts, {heads} heads of {latent} and {rope}, page {page}"
+    sizes = {"rows": rows, "context": sum(lengths)}
+    return Case(name, MLA_DECODE, dims, sizes, inputs, {"out": (rows, heads, latent)})
+
+
+def _extend(
+    queries: tuple[int, ...],
+    past: tuple[int, ...],
+    heads: int = 16,
+    latent: int = 48,
+    rope: int = 8,
+    page: int = 64,
+    max_batch: int = 8,
+    padding: int = 0,
+) -> Case:
+    """``past``: positions before the new ones, by sequence. ``padding``: rows after the last sequence."""
+    lengths = [p + n for p, n in zip(past, queries, strict=True)]
+    rows = sum(queries) + padding
+    dims = {**_dims(heads, latent, rope, page, lengths), "MAX_BATCH": max_batch}
+
+    def inputs(g: torch.Generator) -> Tensors:
+        cache, table = _paged(g, dims, lengths)
+        q = normal(g, rows, heads, latent + rope)
+        q[rows - padding :] = float("nan")
+        positions = [p + i for p, n in zip(past, queries, strict=True) for i in range(n)] + [-1] * padding
+        return {
+            "q": q,
+            "cache": cache,
+            "page_table": table,
+            "query_start": torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
+            "positions": torch.tensor(positions, dtype=torch.int32),
+        }
+
+    name = f"queries {queries} after {past}, {heads} heads of {latent} and {rope}, page {page}, {padding} padding"
+    sizes = {"rows": rows, "batch": len(queries), "context": sum(lengths)}
+    return Case(name, MLA_EXTEND, dims, sizes, inputs, {"out": (rows, heads, latent)})
+
+
+SMALL = {"latent": 48, "rope": 8}
+
+CASES = {
+    "mla_decode": [
+        _decode((0,), 1),
+        _decode((62, 63, 64, 65), 3, **SMALL),
+        _decode((200,), 4),
+        _decode((0, 700, 3, 129, 64), 5, heads=3, **SMALL),
+        _decode((-1, 5, -1, 300, -1), 3, heads=1, **SMALL),
+        _decode((-1, -1), 4, **SMALL),
+        _decode((1500,), 16, **SMALL),
+        _decode((130, 70), 2, heads=128),
+        _decode((63, 127), 132, heads=16, **SMALL),
+        _decode((10, 20, 30, 40, 50), 2, heads=20, **SMALL),
+        _decode((100, 37, 5), 3, page=16, heads=5, latent=33, rope=16),
+        _decode((50, 11), 4, page=1, heads=2, latent=16, rope=4),
+        _decode((90, 200), 5, page=48, **SMALL),
+        _decode((640,) * 3, 7, overhead=5, heads=40, **SMALL),
+    ],
+    "mla_extend": [
+        _extend((1,), (0,)),
+        _extend((70,), (0,), heads=3),
+        _extend((5,), (400,), latent=512, rope=64),
+        _extend((1, 9, 1, 17), (63, 64, 500, 0)),
+        _extend((4, 0, 3), (0, 5, 65), heads=1),
+        _extend((3,), (62,), heads=128, latent=128, rope=64),
+        _extend((2, 1), (63, 127), heads=40, padding=5),
+        _extend((0, 0), (0, 3), padding=3),
+        _extend((33, 31), (31, 33), page=16, heads=5, latent=33, rope=16),
+        _extend((1,) * 8, tuple(range(0, 80, 10)), heads=2, page=1, latent=16, rope=4),
+    ],
+}
