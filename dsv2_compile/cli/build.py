@@ -33,11 +33,11 @@ class Backend:
 
 BACKENDS = {
     "onnxruntime": Backend("cpu", True, ("float32",), frozenset({"--portable"})),
-    "cuda": Backend("gpu", False, ()),
+    "cuda": Backend("gpu", True, ("bfloat16", "float16", "float32"), frozenset({"--no-weights"})),
     "tensorrt": Backend("gpu", False, ()),
 }
 DEFAULT_BACKEND = {"cpu": "onnxruntime", "gpu": "cuda"}
-SPECIAL_FLAGS = {"--portable": "portable"}
+SPECIAL_FLAGS = {"--portable": "portable", "--no-weights": "no_weights"}
 """Options with an effect in some backends only, and where the parser puts them."""
 
 
@@ -47,14 +47,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--cpu", action="store_true", help="build for CPUs (ONNX Runtime)")
     where.add_argument("--gpu", metavar="NAME", help="build for this GPU: h800, h100, ...")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="engine directory to write")
-    parser.add_argument("--backend", metavar="NAME", help="onnxruntime (the one for --cpu)")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="onnxruntime (the one for --cpu), cuda (the one for --gpu: native kernels)"
+    )
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
     parser.add_argument("--strict", action="store_true", help="NaN or infinity in the weights is an error")
     parser.add_argument("--max-batch-size", type=at_least(1), default=8, metavar="N", help="most sequences at once (8)")
     parser.add_argument(
         "--max-seq-len", type=at_least(1), metavar="N", help="most positions per sequence (the model's own limit)"
     )
-    parser.add_argument("--dtype", metavar="NAME", help="what the engine computes in: float32")
+    parser.add_argument("--dtype", metavar="NAME", help="float32 for --cpu; bfloat16 (the default), float16 or float32")
     parser.add_argument(
         "--mla-form",
         metavar="PHASE=FORM",
@@ -66,6 +68,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--portable", action="store_true", help="only standard ONNX operators, none of ONNX Runtime's own"
     )
+    parser.add_argument("--no-weights", action="store_true", help="plan and kernels only, of a model of any size")
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
     parser.add_argument("--no-verify", action="store_true", help="skip the numeric check; the engine stays unverified")
     parser.add_argument("--dry-run", action="store_true", help="tell what it would write and need, and write nothing")
@@ -86,6 +89,9 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
     _require_possible(args)
     request = BuildRequest(
         model=args.model,
+        backend=_backend(args),
+        gpu=args.gpu,
+        dtype=args.dtype,
         output=args.output,
         revision=args.revision,
         strict=args.strict,
@@ -95,6 +101,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         portable=args.portable,
         force=args.force,
         no_verify=args.no_verify,
+        no_weights=args.no_weights,
         bisect=args.bisect,
         dump_ir=args.dump_ir,
     )
@@ -116,7 +123,7 @@ def _require_possible(args: argparse.Namespace) -> None:
     runs_on = "cpu" if args.cpu else "gpu"
     if args.gpu and target(args.gpu).name == "cpu":
         raise UsageError("cpu is not a GPU.", "Write --cpu.")
-    name = args.backend or DEFAULT_BACKEND[runs_on]
+    name = _backend(args)
     if name not in BACKENDS:
         raise UsageError(
             f"There is no backend {name!r}.", f"Choose from {', '.join(BACKENDS)}, or leave --backend out."
@@ -140,6 +147,11 @@ def _require_possible(args: argparse.Namespace) -> None:
             f"Backend {name} does not compute in {args.dtype}.",
             f"Use --dtype {' or '.join(backend.dtypes)}, or leave it out.",
         )
+
+
+def _backend(args: argparse.Namespace) -> str:
+    name: str = args.backend or DEFAULT_BACKEND["cpu" if args.cpu else "gpu"]
+    return name
 
 
 def _planned(plan: BuildPlan, console: Console) -> Result:

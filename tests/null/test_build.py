@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsv2_compile import estimate as estimates
-from dsv2_compile.backends.onnxruntime import Lowered, backend, lower
+from dsv2_compile.backends.onnxruntime import Lowered, lower
 from dsv2_compile.checkpoint.synth import SynthRequest, synth
 from dsv2_compile.cli.main import main
 from dsv2_compile.engine import integrity
@@ -143,7 +143,7 @@ def off_by_a_scale(lowered: Lowered) -> Lowered:
 
 @pytest.fixture
 def wrong_backend(monkeypatch):
-    monkeypatch.setattr(backend, "lower", lambda *args: off_by_a_scale(lower(*args)))
+    monkeypatch.setattr("dsv2_compile.pipeline.onnxruntime.lower", lambda *args: off_by_a_scale(lower(*args)))
 
 
 def test_an_engine_that_computes_something_else_is_kept_apart_and_ends_with_4(

@@ -80,8 +80,9 @@ class PagedStore:
         return self._executor.read_rows(self._rows(slot, count))
 
     def _rows(self, slot: int, count: int) -> Ints:
-        at = np.arange(count)
-        return self._pages.tables[slot, at // self._plan.page].astype(np.int64) * self._plan.page + at % self._plan.page
+        at, page = np.arange(count), self._plan.page
+        found: Ints = self._pages.tables[slot, at // page].astype(np.int64) * page + at % page
+        return found
 
     def _calls(self, phase: str, counts: Ints, past: Ints) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """Rows of the batch that a call serves, and which of their new tokens: as many as a program holds."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from dsv2_compile import __version__
-from dsv2_compile.backends.artifact import Artifact, Backend
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.compiler import Compiled
 from dsv2_compile.costs import program_report
@@ -21,6 +20,7 @@ from dsv2_compile.engine.writer import EngineWriter
 from dsv2_compile.errors import UsageError
 from dsv2_compile.estimate import Estimate, estimate, require_memory
 from dsv2_compile.passes.absorb import WORKLOADS, check_forms
+from dsv2_compile.pipeline.artifact import Artifact, Backend
 from dsv2_compile.progress import Progress, silent
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.verify import Report
@@ -100,7 +100,7 @@ def plan(request: BuildRequest, progress: Progress = silent) -> BuildPlan:
 
 
 def _backend(request: BuildRequest) -> Backend:
-    return cast(Backend, importlib.import_module(f"dsv2_compile.backends.{request.backend}.backend"))
+    return cast(Backend, importlib.import_module(f"dsv2_compile.pipeline.{request.backend}"))
 
 
 def _open(request: BuildRequest, progress: Progress) -> Checkpoint:

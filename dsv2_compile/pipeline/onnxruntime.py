@@ -1,16 +1,16 @@
-"""The ONNX Runtime backend as `dsv2_compile.pipeline` sees it: float32, one ONNX file a phase."""
+"""The ONNX Runtime backend as a build sees it: float32, one ONNX file a phase."""
 
 from __future__ import annotations
 
 import torch
 
-from dsv2_compile.backends.artifact import Artifact
 from dsv2_compile.backends.onnxruntime import Lowered, lower, place
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.compiler import CompileOptions, compile_model
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.engine.manifest import Manifest, ProgramEntry, TensorEntry
 from dsv2_compile.engine.writer import EngineWriter
+from dsv2_compile.pipeline.artifact import Artifact
 from dsv2_compile.program import Program, TensorSpec
 from dsv2_compile.progress import Progress
 from dsv2_compile.request import BuildRequest

@@ -1,4 +1,4 @@
-"""The native GPU backend as `dsv2_compile.pipeline` sees it: a plan, one cubin a kernel, no GPU needed."""
+"""The native GPU backend as a build sees it: a plan, one cubin a kernel, no GPU needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import replace
 import torch
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
-from dsv2_compile.backends.artifact import Artifact
-from dsv2_compile.backends.cuda import emit, verify
+from dsv2_compile.backends.cuda import emit
 from dsv2_compile.backends.cuda.compile import Compiled as CompiledKernel
 from dsv2_compile.backends.cuda.compile import compile_all
 from dsv2_compile.backends.cuda.lowering import lower
@@ -21,6 +20,8 @@ from dsv2_compile.compiler import Compiled, CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.engine.manifest import ProgramEntry, TensorEntry
 from dsv2_compile.errors import IncompatibleError, ResourceError, UsageError
+from dsv2_compile.pipeline.artifact import Artifact
+from dsv2_compile.pipeline.cuda_proof import verify
 from dsv2_compile.plan.expr import Expr
 from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.plan.text import to_bytes
@@ -43,7 +44,7 @@ PREFILL_CONTEXT = 8192
 STEPS = (1, 8, 32, 128)
 """Decode programs are made for these batches below the largest, and for that."""
 
-verify = verify.verify
+__all__ = ["make", "verify"]
 
 
 def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Artifact:
