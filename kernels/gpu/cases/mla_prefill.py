@@ -59,6 +59,7 @@ CASES = {
         _case((200, 130), (1, 0), head=(16, 8, 16), max_batch=2),
         _case((127, 129), (63, 65), head=(32, 16, 48)),
         _case((3,), (300,), heads=2),
+        _case((5, 1), (62, 63), head=(16, 8, 16)),
         _case((1,) * 9, tuple(range(9)), head=(16, 4, 8), max_batch=9),
         _case((128, 128), (64, 128), head=(8, 2, 1), latent=1),
         _case((0, 0, 2), (0, 5, 0), heads=5, head=(40, 16, 33)),

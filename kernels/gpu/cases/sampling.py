@@ -30,6 +30,11 @@ def _equal(g: torch.Generator, rows: int, vocab: int) -> torch.Tensor:
     return torch.full((rows, vocab), -7.25, dtype=torch.float64)
 
 
+def _zeros(g: torch.Generator, rows: int, vocab: int) -> torch.Tensor:
+    """Of both signs."""
+    return normal(g, rows, vocab).sign() * 0.0
+
+
 def _negative(g: torch.Generator, rows: int, vocab: int) -> torch.Tensor:
     return -1000 - _smooth(g, rows, vocab).abs()
 
@@ -86,7 +91,8 @@ CASES = {
         _argmax(3, 102400, _tied),
         _argmax(1, 1),
         _argmax(5, 33),
-        _argmax(4, 8192, _equal),
+        _argmax(2, 20000, _equal),
+        _argmax(1, 8192),
         _argmax(4, 8193, _tied),
         _argmax(7, 16385, _negative),
         _argmax(3, 1000, _banned),
@@ -100,6 +106,7 @@ CASES = {
         _sample(20000, [(1.0, 1, False), (1.0, 0, False), (0.25, 300, True), (0.0, 0, False)], _tied),
         _sample(300, [(1.0, 0, True), (1.0, 77, False), (3.0, 100, True), (0.5, 1, True)], _tied),
         _sample(257, [(1.0, 0, True), (1.0, 0, False), (1.0, 100, True), (0.0, 0, False)], _equal),
+        _sample(40, [(1.0, 0, True), (1.0, 0, False), (1.0, 13, True)], _zeros),
         _sample(1000, [(1.0, 0, True), (1.0, 500, False), (0.5, 20, True)], _negative),
         _sample(1000, [(1.0, 0, True), (1.0, 900, False), (1.0, 999, True), (0.0, 0, False)], _banned),
         _sample(500, [(1e6, 0, True), (1e-4, 0, False), (1e-35, 0, False), (100.0, 499, True)]),
