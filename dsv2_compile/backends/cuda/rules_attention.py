@@ -9,9 +9,24 @@ from torch import fx
 
 from dsv2_compile.backends.cuda.draft import BATCH, CONTEXT, ROWS, View, kernel
 from dsv2_compile.backends.cuda.rules_dense import linear
-from dsv2_compile.backends.cuda.values import Deferred, Lowering, Rotated, Rule, Skipped, args_of, layer_of, unsupported
+from dsv2_compile.backends.cuda.values import (
+    PAGE,
+    Deferred,
+    Lowering,
+    Rotated,
+    Rule,
+    Skipped,
+    args_of,
+    layer_of,
+    unsupported,
+)
+from dsv2_compile.kernels.gpu.mla_paged import parts_for
+from dsv2_compile.kernels.gpu.mla_split import FIELDS, partial_rows
+from dsv2_compile.plan.plan import Pointer
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
+ROW_OVERHEAD = 2
+"""What beginning a row of attention costs, in pages."""
 
 
 def _rope(low: Lowering, node: fx.Node) -> Rotated:
@@ -160,11 +175,71 @@ def _cat(low: Lowering, node: fx.Node) -> View:
 
 
 def _absorbed(low: Lowering, node: fx.Node) -> View:
-    q, _, rows, _, scale, latent = args_of(node)
+    q, _, rows, _, scale, _ = args_of(node)
     value, layer = low.values[q], _layer(low, node, rows)
     view = _in_place(low, value) if isinstance(value, Rotated) else low.view(q)
-    heads, width = node.meta["spec"].shape[2:]
-    return attend(low, view, layer, int(heads), int(width), float(scale))
+    c = low.program.config
+    dims: dict[str, Any] = {
+        "HEADS": c.num_attention_heads,
+        "LATENT": c.kv_lora_rank,
+        "ROPE": c.qk_rope_head_dim,
+        "PAGE": PAGE,
+        "MAX_PAGES": low.pages,
+        "SCALE": float(scale),
+    }
+    out = low.draft.temporary("attention", ROWS, c.num_attention_heads * c.kv_lora_rank)
+    if low.phase == "decode":
+        _decode(low, view, layer, dims, out)
+    else:
+        _extend(low, view, layer, dims, out)
+    return out
+
+
+def _extend(low: Lowering, q: View, layer: int, dims: dict[str, Any], out: View) -> None:
+    low.draft.launch(
+        kernel("mla_extend"),
+        dims | {"MAX_BATCH": low.draft.limits["batch"]},
+        {"rows": ROWS, "batch": BATCH},
+        f"attention over pages, layer {layer}",
+        q=q,
+        cache=low.layer_cache(layer),
+        page_table=low.input("page_table"),
+        query_start=low.input("query_start"),
+        positions=low.input("positions"),
+        out=out,
+    )
+
+
+def _decode(low: Lowering, q: View, layer: int, dims: dict[str, Any], out: View) -> None:
+    """In parts of equal work, divided once for all layers; rows that were cut are put together afterwards."""
+    count = min(parts_for(dims, low.draft.target), low.draft.limits["rows"] * low.pages)
+    dims, sizes, positions = dims | {"PARTS": count}, {"rows": ROWS}, low.input("positions")
+    if "parts" not in low.shared:
+        low.shared["parts"] = low.draft.temporary("parts", count + 1, FIELDS, "i32")
+        divided = {"PAGE": PAGE, "PARTS": count, "OVERHEAD": ROW_OVERHEAD}
+        what = "division of the attention"
+        low.draft.launch(kernel("mla_schedule"), divided, sizes, what, positions=positions, parts=low.shared["parts"])
+    slots, heads, latent = partial_rows(ROWS, count), dims["HEADS"], dims["LATENT"]
+    pieces: dict[str, View | Pointer | None] = {
+        "parts": low.shared["parts"],
+        "partial": low.draft.temporary("partial", slots, heads * latent, "fp32"),
+        "lse": low.draft.temporary("lse", slots, heads, "fp32"),
+        "out": out,
+    }
+    low.draft.launch(
+        kernel("mla_decode"),
+        dims,
+        sizes,
+        f"attention over pages, layer {layer}",
+        q=q,
+        cache=low.layer_cache(layer),
+        page_table=low.input("page_table"),
+        positions=positions,
+        sequence=low.input("sequence"),
+        **pieces,
+    )
+    merged = {"HEADS": heads, "LATENT": latent, "PARTS": count}
+    low.draft.launch(kernel("mla_combine"), merged, sizes, f"attention of rows in parts, layer {layer}", **pieces)
 
 
 RULES: dict[Any, Rule] = {
