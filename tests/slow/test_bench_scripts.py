@@ -55,3 +55,12 @@ def test_decode(figures, tmp_path):
     assert {k: set(v) for k, v in found["ms_by_context_and_capacity"].items()} == {
         c: {"256", "1024"} for c in ("32", "64")
     }
+
+
+def test_kernels_compile(figures):
+    found = figures("bench_kernels_compile", "--models", "tiny-lite", "--targets", "h800", "a100", "--rows", "1", "16")
+    assert [t["target"] for t in found["targets"]] == ["h800", "a100"] and found["skipped"] == []
+    assert all(t["kernels"] == t["compiled_here"] > 10 and t["refused"] == [] for t in found["targets"])
+    for row in found["kernels"]:
+        assert row["registers"] > 0 and row["cubin_bytes"] > 1000 and row["blocks_per_sm"] > 0 and row["seconds"] > 0
+        assert all(place["model"] == "tiny-lite" for place in row["used_for"])
