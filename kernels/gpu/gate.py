@@ -50,7 +50,8 @@ def _default(dims: Dims, target: Target) -> Config:
         "TOKENS": tokens,
         "BLOCK_K": block_k,
         "num_warps": 8 if columns > 64 else 4,
-        "num_stages": max(1, min(4, target.architecture.shared_per_block // (2 * block_k * (tokens + columns)))),
+        # the tile in use is in registers, not in a buffer
+        "num_stages": min(4, target.architecture.shared_per_block // (2 * block_k * (tokens + columns)) + 1),
     }
 
 

@@ -17,13 +17,13 @@ from dsv2_compile.plan.expr import cdiv, minimum
 from dsv2_compile.targets import Target
 
 _LONG_PREFILL = 4096
-_TILES = (
-    (16, {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 3}),
-    (40, {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 3}),
-    (96, {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}),
-    (1 << 31, {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4}),
-)
-"""Up to so many tokens per expert on average: guesses after published tables of fused MoE kernels, none was timed."""
+_FEW = ((16, 16, 128, 128, 4), (40, 32, 128, 128, 4))
+_WARPGROUP = (*_FEW, (96, 64, 256, 64, 8), (1 << 31, 128, 256, 64, 8))
+_WARP = (*_FEW, (96, 64, 128, 64, 4), (1 << 31, 128, 128, 32, 8))
+"""Up to so many tokens per expert on average: BLOCK_M, columns over all matrices, BLOCK_K, num_warps. For GPUs whose
+matrix instructions take operands from shared memory, and for the others. Guesses after published tables of fused MoE
+kernels, none was timed."""
+
 _SPACE = {
     "BLOCK_M": (1, 16, 32, 64, 128),
     "BLOCK_N": (2, 4, 8, 16, 32, 64, 128, 256),
@@ -57,13 +57,21 @@ def _default(weights: int) -> Callable[[Dims, Target], Config]:
             one = tiles(Product(1, n, k, weights), target)
             return {name: one[name] for name in _SPACE}
         tokens = rows * int(dims["TOP_K"]) / int(dims["EXPERTS"])
-        config = dict(next(config for most, config in _TILES if tokens <= most))
-        wide = 2 // weights if config["BLOCK_M"] == 128 else 1
-        config["BLOCK_N"] = min(config["BLOCK_N"] * wide, max(16, next_power_of_2(n)))
-        config["BLOCK_K"] = min(config["BLOCK_K"], max(16, next_power_of_2(k)))
-        stage = 2 * config["BLOCK_K"] * (config["BLOCK_M"] + config["BLOCK_N"] * weights)
-        config["num_stages"] = max(1, min(config["num_stages"], target.architecture.shared_per_block // stage))
-        return config
+        warpgroup = target.capability in ("sm_90", "sm_100")
+        table = _WARPGROUP if warpgroup else _WARP
+        block_m, columns, block_k, warps = next(tile for most, *tile in table if tokens <= most)
+        block_n = min(columns // weights, max(16, next_power_of_2(n)))
+        block_k = min(block_k, max(16, next_power_of_2(k)))
+        stage = 2 * block_k * (block_m + block_n * weights)
+        # without warpgroup instructions the tile in use is in registers, not in a buffer
+        fit = target.architecture.shared_per_block // stage + (not warpgroup)
+        return {
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "num_warps": warps,
+            "num_stages": max(1, min(3 if block_m < 64 else 4, fit)),
+        }
 
     return default
 
