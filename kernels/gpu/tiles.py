@@ -8,19 +8,19 @@ from dsv2_compile.kernels.gpu.kernel import next_power_of_2
 from dsv2_compile.plan.expr import cdiv, evaluate
 from dsv2_compile.targets import Target
 
-SMS = 132
-SHARED = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
-"""KiB that one block may have."""
 PART = 128
 """Split K: every part but the last is a multiple of this, whatever BLOCK_K is."""
 
 _SHAPES = (
-    (16, ((16, 64), (16, 32), (16, 16)), 128, 4),
-    (32, ((32, 64), (32, 32)), 128, 4),
-    (64, ((64, 64), (64, 32)), 128, 4),
-    (1 << 62, ((128, 128), (128, 64), (64, 64)), 64, 8),
+    (16, ((16, 64), (16, 32), (16, 16)), 128),
+    (32, ((32, 64), (32, 32)), 128),
+    (64, ((64, 64), (64, 32)), 128),
+    (1 << 62, ((128, 128), (128, 64), (64, 64)), 64),
 )
-"""Up to so many rows: (BLOCK_M, BLOCK_N) from large to small, BLOCK_K, num_warps of the largest."""
+"""Up to so many rows: (BLOCK_M, BLOCK_N) from large to small, BLOCK_K."""
+_SUMS = {"sm_90": 128 * 256, "sm_100": 128 * 256}
+_FEWER_SUMS = 128 * 128
+"""fp32 sums of a block of 8 warps: where the tensor cores take operands from registers, more of them spill."""
 _DOT_PRODUCT = 4096
 """Weights that a block of a single row loads at once: 8 KiB in flight in each of several blocks per SM."""
 
@@ -52,14 +52,16 @@ def tiles(product: Product, target: Target) -> dict[str, int]:
     """
     if product.rows == 1:
         return _one_row(product)
-    shapes, block_k, warps = next((s, k, w) for most, s, k, w in _SHAPES if product.rows <= most)
+    shapes, block_k = next((s, k) for most, s, k in _SHAPES if product.rows <= most)
+    sums = _SUMS.get(target.capability, _FEWER_SUMS)
+    shapes = tuple((m, n) for m, n in shapes if m * n * product.weights <= sums)
     long = product.k >= 8192 or (product.k >= 4096 and product.k >= 0.6 * product.n)
     split = product.split or 1
     m, n = shapes[0]
     if split == 1 and not (long and product.split is None):
-        m, n = next((s for s in shapes if _blocks(product, *s) >= SMS), shapes[-1])
+        m, n = next((s for s in shapes if _blocks(product, *s) >= target.sms), shapes[-1])
     elif product.split is None:
-        while _blocks(product, m, n) * split < SMS and product.k // (2 * split) >= 2 * PART:
+        while _blocks(product, m, n) * split < target.sms and product.k // (2 * split) >= 2 * PART:
             split *= 2
     n, k = min(n, max(16, next_power_of_2(product.n))), min(block_k, max(16, next_power_of_2(product.k)))
     stage = 2 * k * (m + n * product.weights)
@@ -69,8 +71,8 @@ def tiles(product: Product, target: Target) -> dict[str, int]:
         "BLOCK_K": k,
         "SPLIT_K": split,
         "GROUP_M": 8,
-        "num_warps": warps if (m, n) == shapes[0] else 4,
-        "num_stages": max(1, min(4, SHARED[target.capability] * 1024 // stage)),
+        "num_warps": 8 if m * n * product.weights >= 128 * 128 else 4,
+        "num_stages": max(1, min(4, target.architecture.shared_per_block // stage)),
     }
 
 

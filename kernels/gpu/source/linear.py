@@ -22,6 +22,12 @@ def tile_of(
 
 
 @triton.jit
+def lines_of(base, tile, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Pointers to the lines of a tile: one 64-bit product, as the offsets within a tile are small."""
+    return base + tile.to(tl.int64) * (BLOCK * STRIDE) + tl.arange(0, BLOCK) * STRIDE
+
+
+@triton.jit
 def load_tile(
     lines, inside, start, stop, BLOCK: tl.constexpr, MASK_LINES: tl.constexpr, MASK_K: tl.constexpr,
     POLICY: tl.constexpr,
@@ -38,6 +44,12 @@ def load_tile(
     else:
         tile = tl.load(at, eviction_policy=POLICY)
     return tile
+
+
+@triton.jit
+def hidden(start, stop, rows):
+    """stop, but not known when compiling: ptxas unrolls a loop of known length whole, and then spills."""
+    return tl.where(rows > 0, stop, start)
 
 
 @triton.jit
@@ -85,29 +97,28 @@ def linear(
     tile_m, tile_n = tile_of(rows, N, BLOCK_M, BLOCK_N, GROUP_M)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    source = row.to(tl.int64)
     if INDEXED:
         source = tl.load(index + row, mask=row < rows, other=0).to(tl.int64)
-    x_lines = x + source * X_STRIDE
-    w_lines = w + n.to(tl.int64) * K
+        x_lines = x + source * X_STRIDE
+    else:
+        x_lines = lines_of(x, tile_m, X_STRIDE, BLOCK_M)
+    w_lines = lines_of(w, tile_n, K, BLOCK_N)
     part = tl.program_id(1)
-    start, stop = 0, K
-    if SPLIT_K > 1:
-        start = part * PART
-        stop = tl.minimum(start + PART, K)
+    start = part * PART
+    stop = tl.minimum(start + PART, K)
     total = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
-    for k in range(start, stop, BLOCK_K):
+    for k in range(start, hidden(start, stop, rows), BLOCK_K):
         x_tile = load_tile(x_lines, row < rows, k, stop, BLOCK_K, True, MASK_K, "")
         w_tile = load_tile(w_lines, n < N, k, stop, BLOCK_K, MASK_N, MASK_K, POLICY)
         total = add_product(x_tile, w_tile, total, BLOCK_M, SWAP)
     total = finish(total, BLOCK_M, SWAP)
     inside = (row < rows)[:, None] & (n < N)[None, :]
     if SPLIT_K > 1:
-        line = part.to(tl.int64) * rows + row
-        tl.store(partial + line[:, None] * N + n[None, :], total, mask=inside)
+        partial_lines = lines_of(partial + part.to(tl.int64) * rows * N, tile_m, N, BLOCK_M)
+        tl.store(partial_lines[:, None] + n[None, :], total, mask=inside)
     else:
-        at = row.to(tl.int64)[:, None] * OUT_STRIDE + n[None, :]
-        tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+        out_lines = lines_of(out, tile_m, OUT_STRIDE, BLOCK_M)
+        tl.store(out_lines[:, None] + n[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -133,12 +144,12 @@ def linear_swiglu(
     tile_m, tile_n = tile_of(rows, N, BLOCK_M, BLOCK_N, GROUP_M)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    x_lines = x + row.to(tl.int64) * X_STRIDE
-    gate_lines = w + n.to(tl.int64) * K
-    up_lines = w + (n.to(tl.int64) + N) * K
+    x_lines = lines_of(x, tile_m, X_STRIDE, BLOCK_M)
+    gate_lines = lines_of(w, tile_n, K, BLOCK_N)
+    up_lines = gate_lines + N * K
     gate = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
     up = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
-    for k in range(0, K, BLOCK_K):
+    for k in range(0, hidden(0, K, rows), BLOCK_K):
         x_tile = load_tile(x_lines, row < rows, k, K, BLOCK_K, True, MASK_K, "")
         gate_tile = load_tile(gate_lines, n < N, k, K, BLOCK_K, MASK_N, MASK_K, POLICY)
         gate = add_product(x_tile, gate_tile, gate, BLOCK_M, SWAP)
@@ -146,8 +157,8 @@ def linear_swiglu(
         up = add_product(x_tile, up_tile, up, BLOCK_M, SWAP)
     gated = finish(gate, BLOCK_M, SWAP)
     gated = gated * tl.sigmoid(gated) * finish(up, BLOCK_M, SWAP)
-    at = row.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out + at, gated.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (n < N)[None, :])
+    out_at = lines_of(out, tile_m, N, BLOCK_M)[:, None] + n[None, :]
+    tl.store(out_at, gated.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -163,13 +174,13 @@ def head_linear(
     head = tl.program_id(1).to(tl.int64)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    x_lines = x + head * X_HEAD + row.to(tl.int64) * X_ROW
-    w_lines = w + (head * N + n) * K
+    x_lines = lines_of(x + head * X_HEAD, tile_m, X_ROW, BLOCK_M)
+    w_lines = lines_of(w + head * (N * K), tile_n, K, BLOCK_N)
     total = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
     for k in range(0, K, BLOCK_K):
         x_tile = load_tile(x_lines, row < rows, k, K, BLOCK_K, True, MASK_K, "")
         w_tile = load_tile(w_lines, n < N, k, K, BLOCK_K, MASK_N, MASK_K, POLICY)
         total = add_product(x_tile, w_tile, total, BLOCK_M, SWAP)
     total = finish(total, BLOCK_M, SWAP)
-    at = head * OUT_HEAD + row.to(tl.int64)[:, None] * OUT_ROW + n[None, :]
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (n < N)[None, :])
+    out_at = lines_of(out + head * OUT_HEAD, tile_m, OUT_ROW, BLOCK_M)[:, None] + n[None, :]
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (n < N)[None, :])
