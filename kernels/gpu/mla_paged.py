@@ -24,13 +24,23 @@ from dsv2_compile.targets import Target
 
 _MODEL = ("HEADS", "LATENT", "ROPE", "PAGE", "MAX_PAGES", "SCALE")
 
-_WIDE: dict[str, Config] = {
-    "sm_90": {"BLOCK_H": 64, "BLOCK_N": 32, "CHUNKS": 2, "SWAP": 0, "num_warps": 8, "num_stages": 3},
-    "sm_80": {"BLOCK_H": 32, "BLOCK_N": 32, "CHUNKS": 2, "SWAP": 0, "num_warps": 8, "num_stages": 3},
-    "sm_100": {"BLOCK_H": 32, "BLOCK_N": 32, "CHUNKS": 2, "SWAP": 0, "num_warps": 8, "num_stages": 3},
-}
-_WIDE_SMALL_SHARED: Config = {"BLOCK_H": 32, "BLOCK_N": 32, "CHUNKS": 2, "SWAP": 0, "num_warps": 8, "num_stages": 2}
 _NARROW: Config = {"BLOCK_H": 16, "BLOCK_N": 32, "CHUNKS": 1, "SWAP": 0, "num_warps": 4, "num_stages": 3}
+_MIDDLE: Config = {"BLOCK_H": 32, "BLOCK_N": 32, "CHUNKS": 2, "SWAP": 0, "num_warps": 8, "num_stages": 3}
+_WIDE: dict[str, Config] = {
+    "sm_80": {**_MIDDLE, "BLOCK_H": 64},
+    "sm_90": {**_MIDDLE, "BLOCK_H": 64},
+    "sm_100": _MIDDLE,
+}
+_SMALL_SHARED: Config = {**_MIDDLE, "BLOCK_N": 16}
+"""None was timed. For latents of 512: the most heads whose sums stay in registers, with one tile being loaded while
+one is computed; at 16 heads the cache's bandwidth is the limit and blocks that share an SM matter more than wgmma.
+Tensor memory of sm_100 is too small for 64 heads by 512 columns beside the scores."""
+
+
+def _wide(dims: Dims, target: Target) -> Config:
+    if target.capability not in _WIDE:
+        return _SMALL_SHARED
+    return _MIDDLE if dims["HEADS"] <= 32 else _WIDE[target.capability]
 
 
 def _tiles(dims: Dims, config: Config) -> dict[str, int | float | bool]:
@@ -53,7 +63,21 @@ def _decode_grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
 
 
 def _decode_default(dims: Dims, target: Target) -> Config:
-    return _NARROW if dims["HEADS"] <= 16 else _WIDE.get(target.capability, _WIDE_SMALL_SHARED)
+    return _NARROW if dims["HEADS"] <= 16 else _wide(dims, target)
+
+
+def parts_for(dims: Dims, target: Target) -> int:
+    """Parts with which the default config has as many programs as fit ``target`` at once.
+
+    By shared memory at 2 bytes an element, and by registers, which are enough for 12 warps of 168."""
+    config, arch = _decode_default(dims, target), target.architecture
+    tiles = _decode_constants(dims, config)
+    warpgroup = target.capability == "sm_90" and config["BLOCK_H"] >= 64
+    buffers = config["num_stages"] - (not warpgroup)
+    width = int(tiles["BLOCK_L"]) + int(tiles["BLOCK_R"])
+    shared = 2 * width * (config["BLOCK_H"] + config["BLOCK_N"] * buffers) + arch.shared_reserved
+    blocks = max(1, min(arch.shared_per_sm // shared, 12 // config["num_warps"]))
+    return max(1, target.sms * blocks // -(-int(dims["HEADS"]) // config["BLOCK_H"]))
 
 
 def _keys(cache: torch.Tensor, pages: torch.Tensor, page: int, begin: int, end: int) -> torch.Tensor:
@@ -174,7 +198,7 @@ def _extend_grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
 
 def _extend_default(dims: Dims, target: Target) -> Config:
     """As many pairs of query and head as decode has heads in its widest tile."""
-    config = dict(_WIDE.get(target.capability, _WIDE_SMALL_SHARED))
+    config = dict(_WIDE.get(target.capability, _SMALL_SHARED))
     del config["SWAP"]
     pairs = config["BLOCK_H"]
     heads = min(pairs, next_power_of_2(int(dims["HEADS"])))

@@ -23,7 +23,7 @@ def _dims(heads: int, latent: int, rope: int, page: int, lengths: list[int]) -> 
     return {"HEADS": heads, "LATENT": latent, "ROPE": rope, "PAGE": page, "MAX_PAGES": pages, "SCALE": scale}
 
 
-def _paged(g: torch.Generator, dims: dict[str, Any], lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def paged_cache(g: torch.Generator, dims: dict[str, Any], lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cache and page table of sequences of ``lengths``, pages in no order."""
     page, width = dims["PAGE"], dims["LATENT"] + dims["ROPE"]
     counts = [-(-n // page) for n in lengths]
@@ -39,7 +39,7 @@ def _paged(g: torch.Generator, dims: dict[str, Any], lengths: list[int]) -> tupl
     return cache.flatten(0, 1), table
 
 
-def _decode(
+def decode_case(
     positions: tuple[int, ...],
     parts: int,
     heads: int = 16,
@@ -54,7 +54,7 @@ def _decode(
 
     def inputs(g: torch.Generator) -> Tensors:
         order = torch.randperm(rows, generator=g)
-        cache, table = _paged(g, dims, lengths)
+        cache, table = paged_cache(g, dims, lengths)
         q = normal(g, rows, heads, latent + rope)
         q[torch.tensor(positions) < 0] = float("nan")
         poison = float("nan")
@@ -74,7 +74,7 @@ def _decode(
     return Case(name, MLA_DECODE, dims, sizes, inputs, {"out": (rows, heads, latent)})
 
 
-def _extend(
+def extend_case(
     queries: tuple[int, ...],
     past: tuple[int, ...],
     heads: int = 16,
@@ -90,7 +90,7 @@ def _extend(
     dims = {**_dims(heads, latent, rope, page, lengths), "MAX_BATCH": max_batch}
 
     def inputs(g: torch.Generator) -> Tensors:
-        cache, table = _paged(g, dims, lengths)
+        cache, table = paged_cache(g, dims, lengths)
         q = normal(g, rows, heads, latent + rope)
         q[rows - padding :] = float("nan")
         positions = [p + i for p, n in zip(past, queries, strict=True) for i in range(n)] + [-1] * padding
@@ -111,31 +111,31 @@ SMALL = {"latent": 48, "rope": 8}
 
 CASES = {
     "mla_decode": [
-        _decode((0,), 1),
-        _decode((62, 63, 64, 65), 3, **SMALL),
-        _decode((200,), 4),
-        _decode((0, 700, 3, 129, 64), 5, heads=3, **SMALL),
-        _decode((-1, 5, -1, 300, -1), 3, heads=1, **SMALL),
-        _decode((-1, -1), 4, **SMALL),
-        _decode((1500,), 16, **SMALL),
-        _decode((130, 70), 2, heads=128),
-        _decode((63, 127), 132, heads=16, **SMALL),
-        _decode((10, 20, 30, 40, 50), 2, heads=20, **SMALL),
-        _decode((100, 37, 5), 3, page=16, heads=5, latent=33, rope=16),
-        _decode((50, 11), 4, page=1, heads=2, latent=16, rope=4),
-        _decode((90, 200), 5, page=48, **SMALL),
-        _decode((640,) * 3, 7, overhead=5, heads=40, **SMALL),
+        decode_case((0,), 1),
+        decode_case((62, 63, 64, 65), 3, **SMALL),
+        decode_case((200,), 4),
+        decode_case((0, 700, 3, 129, 64), 5, heads=3, **SMALL),
+        decode_case((-1, 5, -1, 300, -1), 3, heads=1, **SMALL),
+        decode_case((-1, -1), 4, **SMALL),
+        decode_case((1500,), 16, **SMALL),
+        decode_case((130, 70), 2, heads=128),
+        decode_case((63, 127), 132, heads=16, **SMALL),
+        decode_case((10, 20, 30, 40, 50), 2, heads=20, **SMALL),
+        decode_case((100, 37, 5), 3, page=16, heads=5, latent=33, rope=16),
+        decode_case((50, 11), 4, page=1, heads=2, latent=16, rope=4),
+        decode_case((90, 200), 5, page=48, **SMALL),
+        decode_case((640,) * 3, 7, overhead=5, heads=40, **SMALL),
     ],
     "mla_extend": [
-        _extend((1,), (0,)),
-        _extend((70,), (0,), heads=3),
-        _extend((5,), (400,), latent=512, rope=64),
-        _extend((1, 9, 1, 17), (63, 64, 500, 0)),
-        _extend((4, 0, 3), (0, 5, 65), heads=1),
-        _extend((3,), (62,), heads=128, latent=128, rope=64),
-        _extend((2, 1), (63, 127), heads=40, padding=5),
-        _extend((0, 0), (0, 3), padding=3),
-        _extend((33, 31), (31, 33), page=16, heads=5, latent=33, rope=16),
-        _extend((1,) * 8, tuple(range(0, 80, 10)), heads=2, page=1, latent=16, rope=4),
+        extend_case((1,), (0,)),
+        extend_case((70,), (0,), heads=3),
+        extend_case((5,), (400,), latent=512, rope=64),
+        extend_case((1, 9, 1, 17), (63, 64, 500, 0)),
+        extend_case((4, 0, 3), (0, 5, 65), heads=1),
+        extend_case((3,), (62,), heads=128, latent=128, rope=64),
+        extend_case((2, 1), (63, 127), heads=40, padding=5),
+        extend_case((0, 0), (0, 3), padding=3),
+        extend_case((33, 31), (31, 33), page=16, heads=5, latent=33, rope=16),
+        extend_case((1,) * 8, tuple(range(0, 80, 10)), heads=2, page=1, latent=16, rope=4),
     ],
 }

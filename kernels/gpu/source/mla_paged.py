@@ -161,7 +161,7 @@ def mla_decode(
                 slot = tl.where(block > 0, tl.load(part + 2), tl.load(part + 7) - 1).to(tl.int64) * HEADS + tile
                 tl.store(lse + slot + head, weight, mask=inside)
                 _store(partial + slot * LATENT, head * LATENT, inside, acc, factor, LATENT, CHUNKS, CHUNK, SWAP)
-        elif (position < 0) & (row < last):
+        elif position < 0:
             _clear(out + at * LATENT, head * LATENT, inside, LATENT, BLOCK_H, BLOCK_L)
 
 
