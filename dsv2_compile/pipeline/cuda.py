@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
-from dsv2_compile.backends.cuda import emit
+from dsv2_compile.backends.cuda import costs, emit
 from dsv2_compile.backends.cuda.compile import Compiled as CompiledKernel
 from dsv2_compile.backends.cuda.compile import compile_all
 from dsv2_compile.backends.cuda.lowering import lower
@@ -54,8 +56,8 @@ def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Arti
     recipes = _recipes(compiled)
     if not request.no_weights:
         _require_room(config, gpu, recipes, dtype, positions)
-    plan, images, warnings = plan_of(compiled, gpu, DTYPES[dtype], request.max_batch_size, positions, progress)
-    files = {FILE: to_bytes(plan), **images}
+    plan, images, report, warnings = plan_of(compiled, gpu, DTYPES[dtype], request.max_batch_size, positions, progress)
+    files = {FILE: to_bytes(plan), **images, costs.FILE: (json.dumps(report, indent=1) + "\n").encode()}
     return Artifact(
         backend="cuda",
         target=gpu.name,
@@ -111,8 +113,8 @@ def _recipes(compiled: Compiled) -> dict[str, Recipe]:
 
 def plan_of(
     compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress
-) -> tuple[Plan, dict[str, bytes], tuple[str, ...]]:
-    """Lower and compile: the plan, its cubins by file name, and warnings."""
+) -> tuple[Plan, dict[str, bytes], dict[str, Any], tuple[str, ...]]:
+    """Lower and compile: the plan, its cubins by file name, what launches and kernels take, and warnings."""
     pages = math.ceil(positions / PAGE)
     drafts = {}
     for name, (phase, limits) in variants(max_batch, positions).items():
@@ -127,7 +129,8 @@ def plan_of(
         images[file] = kernel.cubin.image
         entries[kernel.request] = emit.entry(kernel.request, kernel.cubin, file)
     plan = emit.plan(gpu, dtype, PAGE, pages, drafts, entries)
-    return plan, dict(sorted(images.items())), _spills(built)
+    report = costs.report(drafts, {k.request: k for k in built}, gpu)
+    return plan, dict(sorted(images.items())), report, _spills(built)
 
 
 def variants(max_batch: int, positions: int) -> dict[str, tuple[str, dict[str, int]]]:

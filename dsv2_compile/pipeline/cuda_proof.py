@@ -30,8 +30,7 @@ def verify(
         manifest.model, checkpoint, manifest.dtype, manifest.max_batch_size, manifest.max_seq_len, progress=progress
     )
     golden.write(writer)
-    writer.seal(manifest)
-    return check_on_host(writer.stage, manifest, golden, progress)
+    return check_on_host(writer.stage, writer.seal(manifest), golden, progress)
 
 
 def check_on_host(root: Path, manifest: Manifest, golden: Golden, progress: Progress) -> Report:

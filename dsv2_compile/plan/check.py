@@ -51,8 +51,10 @@ def _program(plan: Plan, program: PlanProgram) -> Iterator[str]:
         yield "limits must name rows, batch and context, each at least 1"
         return
     sizes = [{**program.limits, "slots": plan.page}, {**dict.fromkeys(program.limits, 1), "slots": plan.page}]
-    for name, buffer in program.buffers.items():
-        yield from (f"buffer {name}: {p}" for p in _buffer(buffer, program, sizes))
+    found = [f"buffer {n}: {p}" for n, b in program.buffers.items() for p in _buffer(b, program, sizes)]
+    yield from found
+    if found:
+        return
     for i, launch in enumerate(program.launches):
         yield from (f"launches[{i}] {launch.what}: {p}" for p in _launch(plan, program, launch, sizes))
     yield from _overlaps(program, sizes[0])
@@ -124,7 +126,7 @@ def _overlaps(program: PlanProgram, sizes: Mapping[str, int]) -> Iterator[str]:
     spans = sorted(
         (b.offset, b.offset + b.nbytes(sizes), min(live[n]), max(live[n]), n)
         for n, b in program.buffers.items()
-        if b.place == "arena" and n in live and b.dtype in ITEM_BYTES
+        if b.place == "arena" and n in live
     )
     for i, (_, end, first, last, name) in enumerate(spans):
         for start, _, begin, until, other in spans[i + 1 :]:

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--preset", default="lite")
     parser.add_argument("--set", nargs="*", default=["experts=8"], help="changes to the preset")
-    parser.add_argument("--prompt-lengths", type=int, nargs="*", default=[128, 512])
+    parser.add_argument("--prompt-lengths", type=int, nargs="*", default=[512])
     parser.add_argument("--contexts", type=int, nargs="*", default=[128, 2048, 8192])
     parser.add_argument("--capacities", type=int, nargs="*", default=CAPACITIES)
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS)
@@ -92,11 +92,12 @@ def main() -> None:
         written = answer(cli("synth", args.preset, "-o", checkpoint, *changes, "--json"))
         built = answer(cli("build", checkpoint, "--cpu", "-o", engine, "--json"))
         note(f"{written['parameters'] / 1e9:.2f} G parameters, engine {built['engine_status']}")
+        alone = replace(work, prompt_lengths=())
+        runs = by_capacity(engine, alone, args.capacities, args.rounds, budget)
+        note("capacities done")
         found = compare(
             engine, checkpoint, work, args.subjects, args.rounds, args.timeout, lambda what, done, total: note(what)
         )
-        alone = replace(work, prompt_lengths=())
-        runs = by_capacity(engine, alone, args.capacities, args.rounds, budget)
     model = {"preset": args.preset, "changes": args.set, "parameters": written["parameters"]}
     save(
         args.out,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ Bytes = NDArray[np.uint8]
 Arrays = Mapping[str, NDArray[Any]]
 NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "i32": np.int32}
 """bf16 values as their bits."""
+FLOATS = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 Watch = Callable[[str, int, Launch], None]
 
 
@@ -49,9 +51,24 @@ class HostExecutor:
         arena = max(p.arena_bytes for p in plan.programs.values())
         self._arena = aligned(arena)
 
-    def cache(self, layers: int, width: int) -> NDArray[Any]:
-        """The cache [layers, slots, width], in place."""
-        return self._fixed["cache"].view(NUMPY[self.plan.dtype]).reshape(layers, self.slots, width)
+    @property
+    def cache(self) -> NDArray[Any]:
+        """The cache [layers, slots, width], in place, in the plan's own dtype."""
+        layers, _, width = next(p.buffers["cache"].shape for p in self.plan.programs.values())
+        held: NDArray[Any] = self._fixed["cache"].view(FLOATS[self.plan.dtype])
+        return held.reshape(layers, self.slots, width)  # type: ignore[arg-type]
+
+    def write_rows(self, at: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Cache rows [layers, n, C] into rows ``at`` [n] of every layer's cache."""
+        self.cache[:, at] = rows.astype(self.cache.dtype)
+
+    def read_rows(self, at: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The inverse, float32 [layers, n, C]."""
+        found: NDArray[np.float32] = self.cache[:, at].astype(np.float32)
+        return found
+
+    def close(self) -> None:
+        self._fixed = {}
 
     def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays, watch: Watch | None = None) -> Arrays:
         """Execute program ``name`` -> its outputs. ``inputs``: int32 by name. ``watch`` is called after every launch.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +14,6 @@ from dsv2_compile.plan.plan import Plan
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_FLOAT = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
 
 
 class HostEngine:
@@ -40,20 +38,19 @@ class HostProgram:
     def run(self, tokens: Ints, past: Ints, lengths: Ints, caches: list[Floats]) -> tuple[Floats, Floats]:
         """As `dsv2_compile.runtime.ort.Program.run`: logits [B, V] and new cache rows [layers, B, S, C]."""
         e, plan, c = self.engine, self.engine.plan, self.engine.config
-        cache = e.executor.cache(c.num_hidden_layers, c.cache_dim).view(_FLOAT[plan.dtype])
+        cache = e.executor.cache
         cache.view(np.uint8)[:] = 0xFF
         tables = self._tables(past + lengths)
         name = self._name(past, lengths)
         for b, count in enumerate(past.tolist()):
             at = self._rows(tables[b], 0, count)
-            for layer, values in enumerate(caches):
-                cache[layer, at] = values[b, :count].astype(cache.dtype)
+            e.executor.write_rows(at, np.stack([values[b, :count] for values in caches]))
         ids = [t[:n] for t, n in zip(tokens, lengths.tolist(), strict=True)]
         symbols, inputs = pack(plan.programs[name], plan.page, ids, past.tolist(), tables)
         logits = e.executor.run(name, symbols, inputs)["logits"]
         rows = np.full((c.num_hidden_layers, *tokens.shape, c.cache_dim), np.nan, np.float32)
         for b, (start, count) in enumerate(zip(past.tolist(), lengths.tolist(), strict=True)):
-            rows[:, b, :count] = cache[:, self._rows(tables[b], start, start + count)].astype(np.float32)
+            rows[:, b, :count] = e.executor.read_rows(self._rows(tables[b], start, start + count))
         return logits, rows
 
     def _name(self, past: Ints, lengths: Ints) -> str:
