@@ -111,6 +111,7 @@ def _ends(c: ModelConfig, rows: int, batch: int, parts: int) -> Iterator[Shape]:
     """Embedding, head, sampling, and sums of linear layers whose K is split."""
     hidden, vocab = c.hidden_size, c.vocab_size
     yield Shape("embedding", "embedding", {"N": hidden})
+    yield _norm("first norm", hidden, c.rms_norm_eps)
     yield _norm("last norm", hidden, c.rms_norm_eps, residual=True, indexed=True)
     head = _linear("logits", vocab, hidden, min(rows, batch))
     yield Shape(head.what, "linear_fp32", head.dims)
