@@ -31,11 +31,6 @@ _FATAL_ONLY = 4  # errors are raised; printing them too would garble a caller's 
 
 def require_compatible(manifest: Manifest) -> None:
     """IncompatibleError unless this process can run the engine. Reads no file: answers at once."""
-    if manifest.backend != BACKEND:
-        raise IncompatibleError(
-            f"The engine is for backend {manifest.backend}, target {manifest.target}; this runtime is {BACKEND}.",
-            "Rebuild it with dsv2-compile build --cpu, or load it with the runtime of its backend.",
-        )
     built, found = (_version(v) for v in (manifest.toolchain.get(BACKEND, ""), onnxruntime.__version__))
     if not built or found < built:
         raise IncompatibleError(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsv2_compile.errors import NumericError, UsageError
+from dsv2_compile.errors import UsageError
 from dsv2_compile.runtime import arguments
 from dsv2_compile.runtime.arguments import Ints
-from dsv2_compile.runtime.cache import Cache
+from dsv2_compile.runtime.contiguous import ContiguousStore
 
 if TYPE_CHECKING:
     from dsv2_compile.runtime.engine import Engine
@@ -21,13 +20,21 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 Slots = ArrayLike | None
 
-CHUNK_TOKENS = 512
-"""Most new tokens of a row in one program call."""
-
-SCORE_BYTES = 256 << 20
-"""Most memory for one layer's attention scores, batch x heads x new x (cached + new) x 4 bytes."""
-
 _FREE = -1
+
+
+class Store(Protocol):
+    """Where the cached rows of a session lie, and what adds to them. Its callers have checked all arguments."""
+
+    def append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Logits:
+        """Add ids[b, :counts[b]] to the sequence in slots[b], which holds past[b] positions -> logits [B, V] of the
+        last token of each. Raises what a Session does; then the sequences are as they were."""
+
+    def put(self, slot: int, rows: NDArray[np.float32]) -> None:
+        """Begin the sequence in ``slot`` with cache rows [layers, T, C]."""
+
+    def release(self, slots: Ints, empty: bool) -> None:
+        """Nothing of ``slots`` is needed any more; ``empty``: nor of any other."""
 
 
 class Session:
@@ -39,13 +46,12 @@ class Session:
     what its slots held, leaves those free.
     """
 
-    def __init__(self, engine: Engine, max_batch: int, max_tokens: int) -> None:
-        self._engine, self.max_batch, self.max_tokens = engine, max_batch, max_tokens
-        self._config = engine.config
+    def __init__(self, engine: Engine, max_batch: int, max_tokens: int, store: Store | None = None) -> None:
+        self.max_batch, self.max_tokens, self._config = max_batch, max_tokens, engine.config
         self._lock = threading.Lock()
         self._lengths = np.full(max_batch, _FREE, np.int64)
         self._closed = False
-        self._cache = Cache(self._config.num_hidden_layers, max_batch, max_tokens, self._config.cache_dim)
+        self._store: Store = store or ContiguousStore(engine, max_batch, max_tokens)
 
     def prefill(self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> Logits:
         """Start sequences: tokens int [B, S], padded on the right, lengths int [B] -> logits [B, V].
@@ -96,8 +102,7 @@ class Session:
             self._require_room(past, counts)
             self._release(chosen)
             for b, slot in enumerate(chosen.tolist()):
-                one = slice(b, b + 1)
-                self._cache.store(slot, past[one], counts[one], values[:, one])
+                self._store.put(slot, values[:, b, : counts[b]])
             self._lengths[chosen] = counts
 
     def free(self, slots: Slots = None) -> None:
@@ -122,7 +127,7 @@ class Session:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                del self._cache
+                del self._store
 
     def __enter__(self) -> Self:
         return self
@@ -152,61 +157,9 @@ class Session:
 
     def _release(self, slots: Ints) -> None:
         self._lengths[slots] = _FREE
-        if (self._lengths == _FREE).all():
-            self._cache.clear()
+        self._store.release(slots, bool((self._lengths == _FREE).all()))
 
     def _append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Logits:
-        """Run the program over ids [B, S] in chunks; a row is in a call only while it has tokens left.
-
-        So a finished row keeps its logits and cache, and every length a program sees is at least 1.
-        """
-        logits = np.empty((len(ids), self._config.vocab_size), np.float32)
-        done = np.zeros_like(counts)
-        order = np.argsort(slots)
-        while len(active := order[done[order] < counts[order]]):
-            for rows in _consecutive(active, slots):
-                here, left = past[rows] + done[rows], counts[rows] - done[rows]
-                width = self._chunk(here, left)
-                take = np.minimum(left, width)
-                new = _columns(ids[rows], done[rows], take, width)
-                logits[rows] = self._call(phase, new, here, take, int(slots[rows[0]]))
-                done[rows] += take
+        logits = self._store.append(phase, ids, counts, slots, past)
         self._lengths[slots] = past + counts
         return logits
-
-    def _call(self, phase: str, ids: Ints, past: Ints, lengths: Ints, first: int) -> Logits:
-        program = self._engine.program(phase)
-        logits, rows = program.run(ids, past, lengths, self._cache.views(first, past))
-        valid = np.arange(ids.shape[1])[None] < lengths[:, None]
-        if not (np.isfinite(logits).all() and np.isfinite(rows[:, valid]).all()):
-            raise NumericError(
-                f"{phase} gave NaN or infinity for slots {first}..{first + len(ids) - 1}.",
-                "Check the engine with dsv2-compile verify; the weights may overflow its dtype.",
-            )
-        self._cache.store(first, past, lengths, rows)
-        return logits
-
-    def _chunk(self, past: Ints, left: Ints) -> int:
-        """New tokens per row for the next call, padding included.
-
-        No padded position may pass the last one of the rotary table, max_seq_len - 1.
-        """
-        context = self._cache.context(past)
-        budget = SCORE_BYTES / (4 * len(past) * self._config.num_attention_heads)
-        affordable = int((math.sqrt(context * context + 4 * budget) - context) / 2)
-        room = int((self._engine.max_seq_len - past).min())
-        return max(1, min(CHUNK_TOKENS, affordable, room, int(left.max())))
-
-
-def _consecutive(rows: Ints, slots: Ints) -> list[Ints]:
-    """Split ``rows``, which are in the order of their slots, where the slot numbers have a gap."""
-    return np.split(rows, np.flatnonzero(np.diff(slots[rows]) != 1) + 1)
-
-
-def _columns(ids: Ints, start: Ints, take: Ints, width: int) -> Ints:
-    """Row b's tokens start[b]..start[b]+take[b]-1, padded to ``width`` with the last of them.
-
-    Padding is computed like any token: one that is not the row's own could bring a NaN, and 0 x NaN is NaN.
-    """
-    at = start[:, None] + np.minimum(np.arange(width)[None], take[:, None] - 1)
-    return np.take_along_axis(ids, at, 1)

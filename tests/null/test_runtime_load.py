@@ -30,7 +30,7 @@ def _programs(**changes):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"backend": "cuda", "target": "h800"}, "backend cuda, target h800"),
+        ({"backend": "cuda", "target": "h800"}, "cuda-core|NVIDIA driver|no GPU|built for"),
         ({"backend": "tensorrt"}, "backend tensorrt"),
         ({"toolchain": {"onnxruntime": "99.0.1"}}, "needs onnxruntime 99.0.1 or later, found"),
         ({"toolchain": {"onnxruntime": "newest"}}, "needs onnxruntime"),

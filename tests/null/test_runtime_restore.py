@@ -29,7 +29,7 @@ def computed(engine):
         session.prefill(TOKENS, LENGTHS)
         rows = np.full((LAYERS, 3, 20, WIDTH), 1e30, np.float32)
         for b, n in enumerate(LENGTHS):
-            rows[:, b, :n] = [view[0] for view in session._cache.views(b, LENGTHS[b : b + 1])]
+            rows[:, b, :n] = [view[0] for view in session._store._cache.views(b, LENGTHS[b : b + 1])]
     return rows
 
 

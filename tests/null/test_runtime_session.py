@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dsv2_compile.errors import Dsv2Error, NumericError, ResourceError, UsageError
-from dsv2_compile.runtime import Engine, cache, session
+from dsv2_compile.runtime import Engine, cache, contiguous, session
 from tests import toy_engine
 from tests.toy_engine import CONFIG, LAYERS, MAX_BATCH, MAX_SEQ, NAN, VOCAB, WIDTH
 
@@ -68,7 +68,7 @@ class Spy:
 @pytest.mark.parametrize("chunk", [1, 2, 7, 16, 512])
 @pytest.mark.parametrize("lengths", [[1], [40], [5, 40, 1], [1, 2, 3, 4, 5, 33]], ids=str)
 def test_prefill_in_chunks_then_decode(engine, monkeypatch, chunk, lengths):
-    monkeypatch.setattr(session, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(contiguous, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(cache, "GRANULE", 8)
     rng = np.random.default_rng(sum(lengths) * chunk)
     rows = [prompt(rng, n) for n in lengths]
@@ -84,7 +84,7 @@ def test_prefill_in_chunks_then_decode(engine, monkeypatch, chunk, lengths):
 
 def test_random_traffic_over_slots(engine, monkeypatch):
     """400 random calls on 6 slots, any subset in any order, against the oracle at every call."""
-    monkeypatch.setattr(session, "CHUNK_TOKENS", 5)
+    monkeypatch.setattr(contiguous, "CHUNK_TOKENS", 5)
     monkeypatch.setattr(cache, "GRANULE", 4)
     rng = np.random.default_rng(5)
     live: dict[int, list[int]] = {}
@@ -118,11 +118,11 @@ def test_one_slot_binds_exactly_its_past_and_copies_nothing(engine):
     spy = Spy(engine)
     s = session.Session(spy, 1, 300)  # type: ignore[arg-type]
     s.prefill([list(range(20, 30))], [10])
-    address = s._cache._arrays[0].ctypes.data
+    address = s._store._cache._arrays[0].ctypes.data
     for _ in range(3):
         s.decode([20])
     assert [c[3] for c in spy.calls] == [0, 10, 11, 12]
-    assert s._cache._arrays[0].ctypes.data == address
+    assert s._store._cache._arrays[0].ctypes.data == address
 
 
 def test_consecutive_slots_share_a_call_and_gaps_split_it(engine):
@@ -138,19 +138,19 @@ def test_consecutive_slots_share_a_call_and_gaps_split_it(engine):
 def test_capacity_grows_with_the_longest_and_is_given_back(engine):
     with engine.session(2, MAX_SEQ) as s:
         s.prefill(np.full((2, 3), 20), [3, 3])
-        assert s._cache.capacity == 256
+        assert s._store._cache.capacity == 256
         s.extend(np.full((1, 300), 20), [300], [1])
-        assert s._cache.capacity == 512
+        assert s._store._cache.capacity == 512
         s.extend(np.full((1, MAX_SEQ - 303), 20), [MAX_SEQ - 303], [1])
-        assert s._cache.capacity == MAX_SEQ
+        assert s._store._cache.capacity == MAX_SEQ
         s.free()
-        assert s._cache.capacity == 0
+        assert s._store._cache.capacity == 0
 
 
 def test_chunks_stay_within_the_score_budget(engine, monkeypatch):
     spy = Spy(engine)
     budget = 1 << 20
-    monkeypatch.setattr(session, "SCORE_BYTES", budget)
+    monkeypatch.setattr(contiguous, "SCORE_BYTES", budget)
     with session.Session(spy, 2, MAX_SEQ) as s:  # type: ignore[arg-type]
         s.prefill(np.full((2, 1500), 20), [1500, 700])
     assert len({c[2] for c in spy.calls}) > 3
@@ -169,7 +169,7 @@ def test_padding_never_passes_the_last_position(engine):
 
 
 def test_a_finished_row_keeps_its_logits_while_others_go_on(engine, monkeypatch):
-    monkeypatch.setattr(session, "CHUNK_TOKENS", 4)
+    monkeypatch.setattr(contiguous, "CHUNK_TOKENS", 4)
     rng = np.random.default_rng(3)
     rows = [prompt(rng, n) for n in (3, 19, 4, 8)]
     spy = Spy(engine)
@@ -234,11 +234,11 @@ MISTAKES = {
 def test_a_mistake_is_a_usage_error_and_changes_nothing(engine, mistake):
     with engine.session(4, 100) as s:
         s.prefill(*padded([A, B]))
-        before = [a.copy() for a in s._cache._arrays]
+        before = [a.copy() for a in s._store._cache._arrays]
         with pytest.raises(UsageError) as e:
             mistake(s)
         assert "\n" not in e.value.cause + e.value.remedy
-        assert all(np.array_equal(x, y) for x, y in zip(before, s._cache._arrays, strict=True))
+        assert all(np.array_equal(x, y) for x, y in zip(before, s._store._cache._arrays, strict=True))
         assert_logits(s.decode([23, 32]), [[*A, 23], [*B, 32]])
 
 
@@ -252,7 +252,7 @@ def test_sessions_beyond_the_engine_are_refused(engine, batch, tokens):
 
 @pytest.mark.parametrize("where", ["decode", "extend", "late chunk"])
 def test_nan_is_a_numeric_error_and_other_sequences_go_on(engine, monkeypatch, where):
-    monkeypatch.setattr(session, "CHUNK_TOKENS", 2)
+    monkeypatch.setattr(contiguous, "CHUNK_TOKENS", 2)
     with engine.session(2, 50) as s:
         s.prefill(*padded([A, B]))
         with pytest.raises(NumericError) as e:

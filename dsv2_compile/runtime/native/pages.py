@@ -10,42 +10,60 @@ from numpy.typing import NDArray
 from dsv2_compile.errors import ResourceError
 
 
-class Pages:
-    """``count`` pages of ``size`` positions, handed to ``slots`` sequences; a sequence has at most ``width`` pages.
+class PagePool:
+    """``count`` pages of ``size`` positions, for all sessions of an engine. What was given back last goes out first."""
 
-    A page table row holds the pages of a sequence in order. Pages given back last are handed out first.
-    """
-
-    def __init__(self, count: int, size: int, slots: int, width: int) -> None:
+    def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
-        self.tables = np.zeros((slots, width), np.int32)
-        self._held = [0] * slots
         self._free = list(range(count - 1, -1, -1))
 
     @property
     def free(self) -> int:
         return len(self._free)
 
+    def take(self, count: int) -> list[int]:
+        """ResourceError if there are fewer: none is taken."""
+        if count > self.free:
+            raise ResourceError(
+                f"The KV cache has {self.free} free pages of {self.size} tokens, {count} are needed.",
+                "Free sequences, shorten the input, or load the engine with a larger cache_tokens.",
+            )
+        cut = self.free - count
+        taken, self._free = self._free[cut:][::-1], self._free[:cut]
+        return taken
+
+    def give(self, pages: Sequence[int]) -> None:
+        self._free.extend(reversed(pages))
+
+
+class PageTables:
+    """The pages of ``slots`` sequences, in order: one row of ``tables`` int32 [slots, width] each."""
+
+    def __init__(self, pool: PagePool, slots: int, width: int) -> None:
+        self.pool, self.tables = pool, np.zeros((slots, width), np.int32)
+        self._held = [0] * slots
+
     def reserve(self, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Give each slot the pages for so many positions in all. ResourceError if there are too few: none is given."""
-        more = [max(-(-n // self.size) - self._held[s], 0) for s, n in zip(slots, positions, strict=True)]
-        if sum(more) > self.free:
-            raise ResourceError(
-                f"The KV cache has {self.free} free pages of {self.size} tokens, {sum(more)} are needed.",
-                "Free sequences, shorten the input, or open the session with room for more.",
-            )
+        more = [max(self._pages(n) - self._held[s], 0) for s, n in zip(slots, positions, strict=True)]
+        taken = self.pool.take(sum(more))
         for slot, new in zip(slots, more, strict=True):
-            for _ in range(new):
-                self.tables[slot, self._held[slot]] = self._free.pop()
-                self._held[slot] += 1
+            start = self._held[slot]
+            self.tables[slot, start : start + new], taken = taken[:new], taken[new:]
+            self._held[slot] += new
 
     def release(self, slots: Sequence[int], keep: Sequence[int] | None = None) -> None:
-        """Take the pages of ``slots`` back, but for those of their first ``keep`` positions (none)."""
+        """Give the pages of ``slots`` back, but for those of their first ``keep`` positions (none)."""
         for slot, positions in zip(slots, keep or [0] * len(slots), strict=True):
-            left = -(-positions // self.size)
-            self._free.extend(self.tables[slot, left : self._held[slot]][::-1].tolist())
-            self._held[slot] = min(left, self._held[slot])
+            left = min(self._pages(positions), self._held[slot])
+            self.pool.give(self.tables[slot, left : self._held[slot]].tolist())
+            self._held[slot] = left
 
-    def held(self, slot: int) -> NDArray[np.int32]:
-        """The pages of ``slot``, in order."""
-        return self.tables[slot, : self._held[slot]].copy()
+    def rows(self, slot: int, count: int) -> NDArray[np.int64]:
+        """Rows of the cache that hold the first ``count`` positions of ``slot``."""
+        at, size = np.arange(count), self.pool.size
+        found: NDArray[np.int64] = self.tables[slot, at // size].astype(np.int64) * size + at % size
+        return found
+
+    def _pages(self, positions: int) -> int:
+        return -(-positions // self.pool.size)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dsv2_compile.errors import NumericError
 from dsv2_compile.plan.pack import pack
 from dsv2_compile.plan.plan import Plan
-from dsv2_compile.runtime.native.pages import Pages
+from dsv2_compile.runtime.native.pages import PagePool, PageTables
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -23,6 +23,9 @@ class Executor(Protocol):
     def run(self, name: str, symbols: Mapping[str, int], inputs: Mapping[str, Any]) -> Mapping[str, NDArray[Any]]:
         """Outputs by name; ``inputs`` int32 arrays by name."""
 
+    def close(self) -> None:
+        """Give the memory back."""
+
     def write_rows(self, at: Ints, rows: Floats) -> None:
         """Cache rows [layers, n, C] into rows ``at`` [n] of every layer's cache."""
 
@@ -31,17 +34,11 @@ class Executor(Protocol):
 
 
 class PagedStore:
-    """``slots`` sequences of up to ``max_tokens`` positions; page tables are handed to the programs as they are."""
+    """``slots`` sequences whose pages come from ``pool``; page tables are handed to the programs as they are."""
 
-    def __init__(self, plan: Plan, executor: Executor, slots: int, max_tokens: int) -> None:
+    def __init__(self, plan: Plan, executor: Executor, pool: PagePool, slots: int) -> None:
         self._plan, self._executor = plan, executor
-        each = -(-max_tokens // plan.page)
-        self._pages = Pages(slots * each, plan.page, slots, plan.pages)
-
-    @staticmethod
-    def positions(plan: Plan, slots: int, max_tokens: int) -> int:
-        """Rows of cache that such a store needs."""
-        return slots * -(-max_tokens // plan.page) * plan.page
+        self._pages = PageTables(pool, slots, plan.pages)
 
     def append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Floats:
         """Add ids[b, :counts[b]] to the sequence in slots[b], which holds past[b] positions -> logits [B, V] of the
@@ -70,19 +67,14 @@ class PagedStore:
     def put(self, slot: int, rows: Floats) -> None:
         """Cache rows [layers, T, C] as the first T positions of the sequence in ``slot``."""
         self._pages.reserve([slot], [rows.shape[1]])
-        self._executor.write_rows(self._rows(slot, rows.shape[1]), rows)
+        self._executor.write_rows(self._pages.rows(slot, rows.shape[1]), rows)
 
     def release(self, slots: Ints) -> None:
         self._pages.release(slots.tolist())
 
     def rows(self, slot: int, count: int) -> Floats:
         """The first ``count`` cached rows of the sequence in ``slot``, [layers, count, C]."""
-        return self._executor.read_rows(self._rows(slot, count))
-
-    def _rows(self, slot: int, count: int) -> Ints:
-        at, page = np.arange(count), self._plan.page
-        found: Ints = self._pages.tables[slot, at // page].astype(np.int64) * page + at % page
-        return found
+        return self._executor.read_rows(self._pages.rows(slot, count))
 
     def _calls(self, phase: str, counts: Ints, past: Ints) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """Rows of the batch that a call serves, and which of their new tokens: as many as a program holds."""
