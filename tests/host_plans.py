@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 import torch
 
 from dsv2_compile.backends.cuda import emit
-from dsv2_compile.backends.cuda.draft import Draft, Request
+from dsv2_compile.backends.cuda.draft import Draft
 from dsv2_compile.backends.cuda.host_engine import HostEngine
 from dsv2_compile.backends.cuda.lowering import lower
 from dsv2_compile.backends.cuda.values import PAGE
 from dsv2_compile.compiler import CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.kernels.gpu.aot import Cubin
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.program import Program
 from dsv2_compile.targets import target
@@ -47,15 +45,11 @@ def drafts(
     return programs, lowered
 
 
-def entries(requests: list[Request]) -> dict[Request, Any]:
-    """What a plan says of compiled kernels, for kernels that are not: the host needs their constants only."""
-    cubin = Cubin(b"", "", "none", 0, 4, 0, 1, 0, 0)
-    return {r: emit.entry(r, cubin, f"kernels/{hashlib.sha256(repr(r).encode()).hexdigest()[:16]}") for r in requests}
-
-
 def plan_of(lowered: dict[str, Draft], dtype: str, positions: int, gpu: str = "h800") -> Plan:
     named = {(p, p): draft for p, draft in lowered.items()}
-    return emit.plan(target(gpu), dtype, PAGE, math.ceil(positions / PAGE), named, entries(emit.requests(lowered)))
+    return emit.plan(
+        target(gpu), dtype, PAGE, math.ceil(positions / PAGE), named, emit.uncompiled(emit.requests(lowered))
+    )
 
 
 def weights(programs: dict[str, Program], plan: Plan, source: TensorSource) -> dict[str, np.ndarray]:

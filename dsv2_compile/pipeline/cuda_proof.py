@@ -2,44 +2,110 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from dsv2_compile.backends.cuda.host import NUMPY, Arrays
 from dsv2_compile.backends.cuda.host_engine import HostEngine
 from dsv2_compile.checkpoint import Checkpoint
+from dsv2_compile.compiler import Compiled
+from dsv2_compile.engine import integrity
 from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.engine.writer import EngineWriter
-from dsv2_compile.plan.plan import FILE
+from dsv2_compile.errors import IncompatibleError
+from dsv2_compile.pipeline.cuda_plan import programs_of, uncompiled
+from dsv2_compile.plan.expr import evaluate
+from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.plan.text import parse
 from dsv2_compile.progress import Progress
 from dsv2_compile.request import BuildRequest
-from dsv2_compile.verify import Report, make_golden
+from dsv2_compile.targets import target
+from dsv2_compile.verify import Report, make_golden, verify_engine
+from dsv2_compile.verify import plan as plans
 from dsv2_compile.verify.check import check
-from dsv2_compile.verify.golden import Golden
+from dsv2_compile.verify.passes import RandomWeights
+from dsv2_compile.weights import TensorSource
 
+STEPS = 16
+"""Tokens decoded after each prompt."""
+PATHS = ("batch", "chunks", "far")
+"""Of the plan's paths: the host runs one program after the other, so to repeat a path would prove nothing more."""
+MOST_BLOCKS = 6000
+"""Blocks of a decode step that the host executes in a few seconds; above, the twin stands for the model."""
+ON_HOST = "this engine's own plan, every launch executed on the host; never executed on a GPU"
+TWIN_POSITIONS = 4300
+"""So that the far path passes the 4096 positions after which YaRN scales."""
 _SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
+
+
+def blocks(plan: Plan) -> int:
+    """Blocks that the launches of a smallest decode step have."""
+    program = next(p for p in plan.programs.values() if p.phase == "decode")
+    at = {"rows": 1, "batch": 1, "context": plan.page, "slots": plan.page}
+    return sum(math.prod(evaluate(g, at) for g in launch.grid) for launch in program.launches)
 
 
 def verify(
     writer: EngineWriter, manifest: Manifest, checkpoint: Checkpoint, request: BuildRequest, progress: Progress
 ) -> Report:
-    """The staged engine's own plan, every launch by the interpreter on host memory."""
-    golden = make_golden(
-        manifest.model, checkpoint, manifest.dtype, manifest.max_batch_size, manifest.max_seq_len, progress=progress
-    )
+    """The staged engine's own plan, every launch by the interpreter on host memory; the twin's where that would
+    take hours, or where there are no weights."""
+    if request.no_weights or blocks(parse((writer.stage / FILE).read_bytes())) > MOST_BLOCKS:
+        return on_twin(manifest, dict(request.mla_form), progress)
+    limits = manifest.max_batch_size, manifest.max_seq_len
+    golden = make_golden(manifest.model, checkpoint, manifest.dtype, *limits, progress=progress, steps=STEPS)
     golden.write(writer)
-    return check_on_host(writer.stage, writer.seal(manifest), golden, progress)
+    writer.seal(manifest)
+    return on_host(writer.stage, None, progress)
 
 
-def check_on_host(root: Path, manifest: Manifest, golden: Golden, progress: Progress) -> Report:
+def on_twin(manifest: Manifest, forms: Mapping[str, str], progress: Progress) -> Report:
+    """The model's twin, of random weights, through the same passes, lowering and kernel sources, on the host."""
+    twin, gpu = manifest.model.twin(), target(manifest.target)
+    positions = min(manifest.max_seq_len, TWIN_POSITIONS)
+    batch = min(manifest.max_batch_size, plans.SEQUENCES)
+    compiled = programs_of(twin, gpu, positions, forms, progress, check=False)
+    plan = uncompiled(compiled, gpu, _SHORT[manifest.dtype], batch, positions, progress)
+    source = RandomWeights(twin, 0)
+    golden = make_golden(twin, source, manifest.dtype, batch, positions, progress=progress, steps=STEPS)
+    held = stored(compiled, plan, source, getattr(torch, manifest.dtype))
+    engine = HostEngine(plan, twin, held, batch * (positions + plan.page), positions)
+    return check(engine, twin, golden, "the twin", progress, PATHS)
+
+
+def stored(compiled: Compiled, plan: Plan, source: TensorSource, dtype: torch.dtype) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights of a plan, as an engine would hold them."""
+    recipes = {n: r for p in compiled.programs.values() for n, r in p.weights.recipes.items()}
+    read = {n for p in plan.programs.values() for n, b in p.buffers.items() if b.place == "weight"}
+    values = {n: recipes[n].evaluate(source, recipes[n].stored_dtype(dtype)) for n in sorted(read)}
+    return {n: (v.view(torch.uint16) if v.dtype == torch.bfloat16 else v).numpy() for n, v in values.items()}
+
+
+def on_host(root: Path, checkpoint: Checkpoint | None, progress: Progress) -> Report:
+    """Check the engine at ``root`` with no GPU, as `verify_engine` does."""
+    return verify_engine(root, checkpoint, progress=progress, opener=_opened, names=PATHS)
+
+
+@contextmanager
+def _opened(root: Path, threads: int | None) -> Iterator[HostEngine]:
+    manifest = integrity.read_manifest(root)
+    integrity.verify(root, manifest)
+    if not manifest.weights:
+        raise IncompatibleError(
+            f"{root} holds a plan and kernels only: there is nothing of its own to compare.",
+            "Build it without --no-weights.",
+        )
     plan = parse((root / FILE).read_bytes())
-    positions = (
-        sum(golden.plan.lengths[b] for b in golden.plan.near) + max(golden.plan.past) + 64 * len(golden.plan.tokens)
-    )
-    engine = HostEngine(plan, manifest.model, weights(root, manifest), positions, manifest.max_seq_len)
-    return check(engine, manifest.model, golden, root.name, progress)
+    limits = plan.programs["extend"].limits
+    positions = min(limits["context"], plan.pages * plan.page) * limits["batch"]
+    room = min(positions, 1 << 15) + limits["batch"] * plan.page
+    yield HostEngine(plan, manifest.model, weights(root, manifest), room, manifest.max_seq_len)
 
 
 def weights(root: Path, manifest: Manifest) -> Arrays:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
+from dsv2_compile.engine import integrity
 from dsv2_compile.errors import UsageError
 from dsv2_compile.progress import Progress, silent
 from dsv2_compile.verify import diagnosis
@@ -26,6 +28,19 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 
+Opener = Callable[[Path, int | None], AbstractContextManager[EngineLike]]
+
+
+def _load(root: Path, threads: int | None) -> AbstractContextManager[EngineLike]:
+    import warnings
+
+    from dsv2_compile.runtime import Engine
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an engine being verified is not verified yet
+        return cast(Any, Engine.load(root, threads))
+
+
 ORACLE_TOLERANCE = {"float64": 2.0**-40, "float32": 2.0**-11}
 """How far a fresh oracle may be from the stored one: other processors sum in other orders. Far above the
 rounding noise of the oracle's dtype in any depth of model, far below what another weight would change."""
@@ -36,34 +51,31 @@ def verify_engine(
     checkpoint: Checkpoint | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    opener: Opener = _load,
+    names: Sequence[str] | None = None,
 ) -> Report:
     """Check the engine at ``path`` by its golden data; with ``checkpoint`` these are computed afresh as well.
 
+    ``opener``: what runs it, the runtime unless given. ``names``: the paths of the plan to take, see `check`.
     Raises what `Engine.load` raises, IntegrityError for golden data that do not fit the engine, and UsageError if
     it has none and no ``checkpoint`` is given. A failed check is not raised: see `Report.passed`, `Report.require`.
     """
-    import warnings
-
-    from dsv2_compile.runtime import Engine
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an engine being verified is not verified yet
-        engine = Engine.load(path, threads)
-    with engine:
-        name, m = Path(path).name, engine.manifest
+    root = Path(path)
+    with opener(root, threads) as engine:
+        name, m = root.name, integrity.read_manifest(root)
         if goldens.DATA in m.files:
             golden = goldens.read(Path(path), engine.config)
         elif checkpoint is not None:
             golden = goldens.make(
                 engine.config, checkpoint, m.dtype, m.max_batch_size, m.max_seq_len, progress=progress
             )
-            return check(engine, engine.config, golden, name, progress)
+            return check(engine, engine.config, golden, name, progress, names)
         else:
             raise UsageError(
                 f"{path} holds no golden data: it was built without the numeric check.",
                 "Give the checkpoint it was built from, or rebuild it.",
             )
-        report = check(engine, engine.config, golden, name, progress)
+        report = check(engine, engine.config, golden, name, progress, names)
     if checkpoint is None:
         return report
     fresh = goldens.compute(engine.config, checkpoint, golden.dtype, golden.plan, progress)
@@ -76,9 +88,16 @@ def oracle_difference(stored: Golden, fresh: Golden) -> float:
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
 
 
-def check(engine: EngineLike, config: ModelConfig, golden: Golden, name: str, progress: Progress = silent) -> Report:
-    """Run every path of the plan, ``batch`` twice, and judge what came out."""
-    runs = run_all(engine, golden.plan, [*golden.plan.paths, "batch"], progress)
+def check(
+    engine: EngineLike,
+    config: ModelConfig,
+    golden: Golden,
+    name: str,
+    progress: Progress = silent,
+    names: Sequence[str] | None = None,
+) -> Report:
+    """Run the paths ``names`` of the plan, all and ``batch`` twice unless given, and judge what came out."""
+    runs = run_all(engine, golden.plan, names or [*golden.plan.paths, "batch"], progress)
     first = {path: records[0] for path, records in runs.items()}
     sections = tuple(s for path, record in first.items() for s in _sections(config, golden, path, record))
     levels = _levels(config, golden, list(first.values()))

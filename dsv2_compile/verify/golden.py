@@ -88,9 +88,10 @@ def make(
     max_tokens: int,
     seed: int = 0,
     progress: Progress = silent,
+    steps: int = plans.STEPS,
 ) -> Golden:
     """Run oracle and eager reference for an engine of ``dtype`` and these limits; ``source`` is the checkpoint."""
-    return compute(config, source, dtype, plans.make(config, max_batch, max_tokens, seed), progress)
+    return compute(config, source, dtype, plans.make(config, max_batch, max_tokens, seed, steps), progress)
 
 
 def compute(config: ModelConfig, source: TensorSource, dtype: str, plan: Plan, progress: Progress = silent) -> Golden:

@@ -104,14 +104,16 @@ class Plan:
         )
 
 
-def make(config: ModelConfig, max_batch: int, max_tokens: int, seed: int = 0) -> Plan:
-    """Random tokens within the limits of an engine; UsageError if there is no room for a prompt and a step."""
+def make(config: ModelConfig, max_batch: int, max_tokens: int, seed: int = 0, steps: int = STEPS) -> Plan:
+    """Random tokens within the limits of an engine; UsageError if there is no room for a prompt and a step.
+
+    ``steps``: most tokens that are decoded after each prompt."""
     if max_tokens < 2:
         raise UsageError(
             f"An engine of {max_tokens} position cannot decode, so it cannot be verified.",
             "Build it with --max-seq-len of 2 or more.",
         )
-    steps = min(STEPS, max(max_tokens // 4, 1))
+    steps = min(steps, max(max_tokens // 4, 1))
     longest = min(PROMPT, max_tokens - steps)
     count = min(SEQUENCES, max_batch, config.vocab_size)
     prompts = [max(longest * (count - b) // count - b, 1) for b in range(count)]

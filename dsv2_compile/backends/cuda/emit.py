@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from dsv2_compile.backends.cuda.draft import Draft, Request
@@ -30,6 +31,12 @@ def entry(request: Request, cubin: Cubin, file: str) -> KernelEntry:
         scratch=cubin.scratch,
         scratch_align=cubin.scratch_align,
     )
+
+
+def uncompiled(requests: list[Request]) -> dict[Request, KernelEntry]:
+    """Entries of kernels that are not compiled: the host needs their constants only."""
+    cubin = Cubin(b"", "", "none", 0, 4, 0, 1, 0, 0)
+    return {r: entry(r, cubin, f"kernels/{hashlib.sha256(repr(r).encode()).hexdigest()[:16]}") for r in requests}
 
 
 def plan(
