@@ -10,8 +10,9 @@ import torch
 
 from dsv2_compile.backends.cuda import emit
 from dsv2_compile.backends.cuda.draft import Draft
-from dsv2_compile.backends.cuda.host_engine import HostEngine
+from dsv2_compile.backends.cuda.host import HostExecutor
 from dsv2_compile.backends.cuda.lowering import lower
+from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.backends.cuda.values import PAGE
 from dsv2_compile.compiler import CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig
@@ -65,7 +66,8 @@ def weights(programs: dict[str, Program], plan: Plan, source: TensorSource) -> d
 
 def host_engine(
     config: ModelConfig, source: TensorSource, dtype: str = "fp32", batch: int = 3, positions: int = 192, **options: Any
-) -> HostEngine:
+) -> PlanEngine:
     programs, lowered = drafts(config, dtype, batch, positions, **options)
     plan = plan_of(lowered, dtype, positions)
-    return HostEngine(plan, config, weights(programs, plan, source), batch * (positions + PAGE), positions)
+    executor = HostExecutor(plan, weights(programs, plan, source), batch * plan.pages * PAGE)
+    return PlanEngine(plan, config, executor, positions)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv2_compile.cli.command import Command, Result, engine_argument, quiet_downloads
 from dsv2_compile.cli.output import Console
+from dsv2_compile.engine import integrity
 from dsv2_compile.errors import NumericError, UsageError
+from dsv2_compile.progress import Progress
+
+if TYPE_CHECKING:
+    from dsv2_compile.checkpoint import Checkpoint
+    from dsv2_compile.verify import Report
 
 REPORTS = (".html", ".svg")
 
@@ -26,8 +33,6 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
     if args.report:
         _require_writable(args.report)
         from dsv2_compile.verify.plot import write_report
-    from dsv2_compile.verify.check import verify_engine
-
     checkpoint = None
     if args.checkpoint:
         quiet_downloads(console)
@@ -36,7 +41,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         checkpoint = Checkpoint.open(args.checkpoint, progress=console.progress)
         for text in checkpoint.notes:
             console.warn(text)
-    report = verify_engine(args.engine, checkpoint, progress=console.progress)
+    report = _verified(args.engine, checkpoint, console.progress)
     if args.report:
         write_report(report, args.report)
         console.note(f"wrote {args.report}")
@@ -47,6 +52,17 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
     except NumericError as e:
         return Result(data, e)
     return Result(data)
+
+
+def _verified(engine: Path, checkpoint: Checkpoint | None, progress: Progress) -> Report:
+    """By what the engine's backend has for it: GPU engines are proven without a GPU where there is none."""
+    if integrity.read_manifest(engine).backend == "cuda":
+        from dsv2_compile.pipeline.cuda_proof import prove
+
+        return prove(engine, checkpoint, progress)
+    from dsv2_compile.verify.check import verify_engine
+
+    return verify_engine(engine, checkpoint, progress=progress)
 
 
 def _require_writable(path: Path) -> None:

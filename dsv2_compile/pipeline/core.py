@@ -80,7 +80,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
         report = None
         if not request.no_verify:
             report = backend.verify(writer, manifest, checkpoint, request, progress)
-            status = "verified" if report.passed else "unverified"
+            status = "verified" if report.passed and report.of_engine else "unverified"
             manifest = replace(manifest, status=status, numerics=report.summary())
         passed = report is None or report.passed
         manifest = writer.finish(manifest, "" if passed else REJECTED)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dsv2_compile.backends.cuda.host import NUMPY, Arrays
-from dsv2_compile.backends.cuda.host_engine import HostEngine
+from dsv2_compile.backends.cuda.host import NUMPY, Arrays, HostExecutor
+from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.compiler import Compiled
 from dsv2_compile.engine import integrity
@@ -25,6 +26,7 @@ from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.plan.text import parse
 from dsv2_compile.progress import Progress
 from dsv2_compile.request import BuildRequest
+from dsv2_compile.runtime.native import model
 from dsv2_compile.targets import target
 from dsv2_compile.verify import Report, make_golden, verify_engine
 from dsv2_compile.verify import plan as plans
@@ -38,7 +40,11 @@ PATHS = ("batch", "chunks", "far")
 """Of the plan's paths: the host runs one program after the other, so to repeat a path would prove nothing more."""
 MOST_BLOCKS = 6000
 """Blocks of a decode step that the host executes in a few seconds; above, the twin stands for the model."""
-ON_HOST = "this engine's own plan, every launch executed on the host; never executed on a GPU"
+ON_HOST = "this engine's own plan, every launch by the interpreter on the host; never executed on a GPU"
+ON_TWIN = "the plan of the model's shrunken twin, on the host; this engine itself has never been executed"
+ON_GPU = "this engine's plan and cubins, on a GPU"
+MOST_PAGES = 68
+"""Pages of a sequence that the check needs: its far path ends near position 4,300."""
 TWIN_POSITIONS = 4300
 """So that the far path passes the 4096 positions after which YaRN scales."""
 _SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
@@ -62,7 +68,7 @@ def verify(
     golden = make_golden(manifest.model, checkpoint, manifest.dtype, *limits, progress=progress, steps=STEPS)
     golden.write(writer)
     writer.seal(manifest)
-    return on_host(writer.stage, None, progress)
+    return prove(writer.stage, None, progress)
 
 
 def on_twin(manifest: Manifest, forms: Mapping[str, str], progress: Progress) -> Report:
@@ -75,8 +81,9 @@ def on_twin(manifest: Manifest, forms: Mapping[str, str], progress: Progress) ->
     source = RandomWeights(twin, 0)
     golden = make_golden(twin, source, manifest.dtype, batch, positions, progress=progress, steps=STEPS)
     held = stored(compiled, plan, source, getattr(torch, manifest.dtype))
-    engine = HostEngine(plan, twin, held, batch * (positions + plan.page), positions)
-    return check(engine, twin, golden, "the twin", progress, PATHS)
+    executor = HostExecutor(plan, held, batch * plan.pages * plan.page)
+    engine = PlanEngine(plan, twin, executor, positions)
+    return replace(check(engine, twin, golden, "the twin", progress, PATHS), executed=ON_TWIN, of_engine=False)
 
 
 def stored(compiled: Compiled, plan: Plan, source: TensorSource, dtype: torch.dtype) -> dict[str, np.ndarray[Any, Any]]:
@@ -87,25 +94,52 @@ def stored(compiled: Compiled, plan: Plan, source: TensorSource, dtype: torch.dt
     return {n: (v.view(torch.uint16) if v.dtype == torch.bfloat16 else v).numpy() for n, v in values.items()}
 
 
-def on_host(root: Path, checkpoint: Checkpoint | None, progress: Progress) -> Report:
-    """Check the engine at ``root`` with no GPU, as `verify_engine` does."""
-    return verify_engine(root, checkpoint, progress=progress, opener=_opened, names=PATHS)
+def prove(root: Path, checkpoint: Checkpoint | None, progress: Progress) -> Report:
+    """Check the engine at ``root`` as `verify_engine` does: on a GPU it is built for, else on the host.
 
-
-@contextmanager
-def _opened(root: Path, threads: int | None) -> Iterator[HostEngine]:
+    IncompatibleError for one without weights."""
     manifest = integrity.read_manifest(root)
-    integrity.verify(root, manifest)
     if not manifest.weights:
         raise IncompatibleError(
             f"{root} holds a plan and kernels only: there is nothing of its own to compare.",
             "Build it without --no-weights.",
         )
-    plan = parse((root / FILE).read_bytes())
-    limits = plan.programs["extend"].limits
-    positions = min(limits["context"], plan.pages * plan.page) * limits["batch"]
-    room = min(positions, 1 << 15) + limits["batch"] * plan.page
-    yield HostEngine(plan, manifest.model, weights(root, manifest), room, manifest.max_seq_len)
+    try:
+        model.require_compatible(manifest)
+    except IncompatibleError:
+        report = verify_engine(root, checkpoint, progress=progress, opener=_opener(_host), names=PATHS)
+        return replace(report, executed=ON_HOST)
+    report = verify_engine(root, checkpoint, progress=progress, opener=_opener(_gpu))
+    return replace(report, executed=ON_GPU)
+
+
+Start = Callable[[Plan, Path, Manifest, int], Any]
+
+
+def _opener(start: Start) -> Callable[[Path, int | None], AbstractContextManager[PlanEngine]]:
+    @contextmanager
+    def opened(root: Path, threads: int | None) -> Iterator[PlanEngine]:
+        manifest = integrity.read_manifest(root)
+        integrity.verify(root, manifest)
+        plan = parse((root / FILE).read_bytes())
+        pages = min(plan.pages, MOST_PAGES) * manifest.max_batch_size
+        executor = start(plan, root, manifest, pages * plan.page)
+        try:
+            yield PlanEngine(plan, manifest.model, executor, manifest.max_seq_len)
+        finally:
+            executor.close()
+
+    return opened
+
+
+def _host(plan: Plan, root: Path, manifest: Manifest, slots: int) -> HostExecutor:
+    return HostExecutor(plan, weights(root, manifest), slots)
+
+
+def _gpu(plan: Plan, root: Path, manifest: Manifest, slots: int) -> Any:
+    from dsv2_compile.runtime.native.cuda import CudaExecutor
+
+    return CudaExecutor(plan, root, manifest.weights, slots)
 
 
 def weights(root: Path, manifest: Manifest) -> Arrays:

@@ -13,7 +13,8 @@ from dsv2_compile.verify.metrics import Figures, Top1
 from dsv2_compile.verify.rule import FACTOR, Verdict
 
 RULE = f"error at most {FACTOR} x e0 + eps on average, and on every path {FACTOR**2:g} x spread x e0 + eps"
-REPEATED = {True: "same bits", False: "other bits", None: "not tried, the first time gave NaN"}
+RUNTIME = "the engine, by the runtime that serves it"
+REPEATED = {True: "same bits", False: "other bits", None: "not tried"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Consistency:
 @dataclass(frozen=True)
 class Report:
     """``findings``: by path and phase, the first bad layer and what feeds it. ``repeatable``: the same input twice
-    gave the same bits, None if the first time gave NaN. ``oracle_difference``: of the stored oracle results from
+    gave the same bits, None if it was not run twice or the first time gave NaN. ``executed``: what ran, and where;
+    ``of_engine``: that was the engine itself, not its twin. ``oracle_difference``: of the stored oracle results from
     fresh ones, None if the checkpoint was not given; ``oracle_limit`` what it may be."""
 
     engine: str
@@ -88,6 +90,8 @@ class Report:
     padding_nan: int
     routing: dict[str, int]
     spread: Figures
+    executed: str = RUNTIME
+    of_engine: bool = True
     oracle_difference: float | None = None
     oracle_limit: float | None = None
 
@@ -155,6 +159,8 @@ class Report:
             },
             "routing": self.routing,
             "repeatable": self.repeatable,
+            "executed": self.executed,
+            "of_engine": self.of_engine,
         }
         return {k: _finite(v) for k, v in data.items()}
 
@@ -195,6 +201,7 @@ class Report:
             lines.append(
                 f"golden data against the checkpoint: {self.oracle_difference:.1e} (limit {self.oracle_limit:.1e})"
             )
+        lines.append(f"executed: {self.executed}")
         lines += self.problems or [f"passed: {RULE} ({len(self.sections)} sections)"]
         return "\n".join(lines)
 

@@ -1,13 +1,15 @@
-"""A native plan on the host as an engine that the numeric check can drive."""
+"""A native plan, whatever executes it, as an engine that the numeric check can drive."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv2_compile.backends.cuda.host import Arrays, HostExecutor
+from dsv2_compile.backends.cuda.host import Arrays
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.plan.pack import pack
 from dsv2_compile.plan.plan import Plan
@@ -16,30 +18,43 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-class HostEngine:
-    """``positions``: what the cache has room for, of all sequences of a call."""
+class Executor(Protocol):
+    """`HostExecutor`, or that of a GPU."""
 
-    def __init__(self, plan: Plan, config: ModelConfig, weights: Arrays, positions: int, max_seq_len: int) -> None:
-        self.plan, self.config, self.max_seq_len = plan, config, max_seq_len
-        self.executor = HostExecutor(plan, weights, -(-positions // plan.page) * plan.page)
+    slots: int
+
+    def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays) -> Arrays: ...
+
+    def write_rows(self, at: Ints, rows: Floats) -> None: ...
+
+    def read_rows(self, at: Ints) -> Floats: ...
+
+
+class PlanEngine:
+    """``executor`` runs ``plan``; its cache is used for one call after the other."""
+
+    def __init__(self, plan: Plan, config: ModelConfig, executor: Executor, max_seq_len: int) -> None:
+        self.plan, self.config, self.executor, self.max_seq_len = plan, config, executor, max_seq_len
         self.rng = np.random.default_rng(0)
 
-    def program(self, phase: str) -> HostProgram:
-        return HostProgram(self, phase)
+    def program(self, phase: str) -> PlanCall:
+        return PlanCall(self, phase)
 
 
 @dataclass(frozen=True)
-class HostProgram:
+class PlanCall:
     """One phase. A call puts the given cache into pages in random order, runs the plan, and reads its new rows."""
 
-    engine: HostEngine
+    engine: PlanEngine
     phase: str
 
     def run(self, tokens: Ints, past: Ints, lengths: Ints, caches: list[Floats]) -> tuple[Floats, Floats]:
         """As `dsv2_compile.runtime.ort.Program.run`: logits [B, V] and new cache rows [layers, B, S, C]."""
         e, plan, c = self.engine, self.engine.plan, self.engine.config
-        cache = e.executor.cache
-        cache.view(np.uint8)[:] = 0xFF
+        everywhere = np.arange(e.executor.slots)
+        e.executor.write_rows(
+            everywhere, np.full((c.num_hidden_layers, e.executor.slots, c.cache_dim), np.nan, np.float32)
+        )
         tables = self._tables(past + lengths)
         name = self._name(past, lengths)
         for b, count in enumerate(past.tolist()):
