@@ -189,7 +189,9 @@ def mla_extend(
     offset = query * HEADS + head
     if sequence < batch:
         count = tl.minimum(tl.load(query_start + sequence + 1) - first, QUERY_TILE)
-        inside = (query < count) & (head < HEADS - tile)
+        inside = query < count
+        if HEADS % BLOCK_H:
+            inside = inside & (head < HEADS - tile)
         position = tl.load(positions + first)
         table = page_table + sequence.to(tl.int64) * MAX_PAGES
         acc, _, factor = _attend(
