@@ -38,7 +38,8 @@ def _load(root: Path, threads: int | None) -> AbstractContextManager[EngineLike]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an engine being verified is not verified yet
-        return cast(Any, Engine.load(root, threads))
+        loaded: AbstractContextManager[EngineLike] = cast(Any, Engine.load(root, threads))
+    return loaded
 
 
 ORACLE_TOLERANCE = {"float64": 2.0**-40, "float32": 2.0**-11}

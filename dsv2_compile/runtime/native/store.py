@@ -69,7 +69,7 @@ class PagedStore:
         self._pages.reserve([slot], [rows.shape[1]])
         self._executor.write_rows(self._pages.rows(slot, rows.shape[1]), rows)
 
-    def release(self, slots: Ints) -> None:
+    def release(self, slots: Ints, empty: bool) -> None:
         self._pages.release(slots.tolist())
 
     def rows(self, slot: int, count: int) -> Floats:
