@@ -33,7 +33,7 @@ class Backend:
 
 BACKENDS = {
     "onnxruntime": Backend("cpu", True, ("float32",), frozenset({"--portable"})),
-    "cuda": Backend("gpu", True, ("bfloat16", "float16", "float32"), frozenset({"--no-weights"})),
+    "cuda": Backend("gpu", True, ("bfloat16", "float16"), frozenset({"--no-weights"})),
     "tensorrt": Backend("gpu", False, ()),
 }
 DEFAULT_BACKEND = {"cpu": "onnxruntime", "gpu": "cuda"}
@@ -56,7 +56,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-seq-len", type=at_least(1), metavar="N", help="most positions per sequence (the model's own limit)"
     )
-    parser.add_argument("--dtype", metavar="NAME", help="float32 for --cpu; bfloat16 (the default), float16 or float32")
+    parser.add_argument("--dtype", metavar="NAME", help="float32 for --cpu; bfloat16 (the default) or float16 for --gpu")
     parser.add_argument(
         "--mla-form",
         metavar="PHASE=FORM",

@@ -25,7 +25,7 @@ from dsv2_compile.request import BuildRequest
 from dsv2_compile.targets import GPUS, Target, target
 from dsv2_compile.weights import Recipe
 
-DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 """Names on the command line and in manifests, and Triton's."""
 TOOLS = ("torch", "triton", "numpy", "safetensors")
 DECODE_FORMS = ("absorbed", "merged")

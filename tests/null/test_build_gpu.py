@@ -106,7 +106,7 @@ def test_a_damaged_cubin_is_found_before_anything_is_read(report, tmp_path):
 
 
 def test_without_a_gpu_it_is_not_run(report, capsys):
-    with pytest.raises(IncompatibleError, match="cuda-core|NVIDIA driver|no GPU"):
+    with pytest.raises(IncompatibleError, match=r"cuda-core|NVIDIA driver|no GPU"):
         Engine.load(report.engine)
     assert main(["run", str(report.engine), "text"]) == 5
     assert capsys.readouterr().err.count("\n") >= 2
@@ -192,7 +192,6 @@ def test_other_gpus_have_plans_too(checkpoint, tmp_path, gpu):
     assert found.capability == cuda.target(gpu).capability and made.warnings == ()
 
 
-def test_float16_and_float32_engines(checkpoint, tmp_path):
-    for dtype in ("float16", "float32"):
-        made = build(request(checkpoint, tmp_path / dtype, dtype=dtype))
-        assert made.manifest.status == "verified" and made.manifest.dtype == dtype
+def test_float16_engines(checkpoint, tmp_path):
+    made = build(request(checkpoint, tmp_path / "e", dtype="float16"))
+    assert made.manifest.status == "verified" and made.manifest.dtype == "float16"
