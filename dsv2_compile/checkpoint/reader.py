@@ -86,6 +86,14 @@ class Checkpoint:
             )
         return out
 
+    @classmethod
+    def settings(cls, model: str | Path, revision: str | None = None, progress: Progress = silent) -> Checkpoint:
+        """The same without weights, which need not be there; it has no tensors."""
+        path, remote = _locate(model, revision, progress)
+        config, notes, aux = _settings(path, _listing(path))
+        name, at = (str(model), path.name) if remote else (path.name, None)
+        return cls(path, name, config.model, at, config.dtype or "bfloat16", aux, tuple(notes), {})
+
     def tensor(self, name: str) -> torch.Tensor:
         """The stored values and dtype, as a read-only view on the file; KeyError if the model has no such tensor.
 

@@ -105,7 +105,10 @@ def _backend(request: BuildRequest) -> Backend:
 
 def _open(request: BuildRequest, progress: Progress) -> Checkpoint:
     check_forms(dict(request.mla_form))
-    checkpoint = Checkpoint.open(request.model, revision=request.revision, strict=request.strict, progress=progress)
+    if request.no_weights:
+        checkpoint = Checkpoint.settings(request.model, request.revision, progress)
+    else:
+        checkpoint = Checkpoint.open(request.model, request.revision, request.strict, progress)
     limit = checkpoint.config.max_position_embeddings
     if not 1 <= (request.max_seq_len or limit) <= limit:
         raise UsageError(
