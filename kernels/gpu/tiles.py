@@ -63,6 +63,7 @@ def tiles(product: Product, target: Target) -> dict[str, int]:
     elif product.split is None:
         while _blocks(product, m, n) * split < target.sms and product.k // (2 * split) >= 2 * PART:
             split *= 2
+        split = -(-product.k // part_of(product.k, split))
     n, k = min(n, max(16, next_power_of_2(product.n))), min(block_k, max(16, next_power_of_2(product.k)))
     stage = 2 * k * (m + n * product.weights)
     return {
