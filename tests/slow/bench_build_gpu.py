@@ -1,6 +1,6 @@
 """GPU builds on a machine with no GPU: time and memory, of plan and kernels and of whole engines.
 
-    python -m tests.slow.bench_build_gpu [--out FILE] [--scratch DIR] [--gpu NAME] [--plans JSON ...] [--engines JSON ...]
+    python -m tests.slow.bench_build_gpu [--out FILE] [--scratch DIR] [--gpu NAME] [--plans JSON ...]
 
 Writes artifacts/bench/build_gpu.json. Plans: `build --no-weights` from a config.json alone, with an empty kernel
 cache, then again with all kernels in it. Engines: `build` of a random checkpoint. Each a process of its own;
