@@ -52,9 +52,9 @@ def tiles(product: Product, target: Target) -> dict[str, int]:
     """
     if product.rows == 1:
         return _one_row(product)
-    shapes, block_k = next((s, k) for most, s, k in _SHAPES if product.rows <= most)
+    candidates, block_k = next((s, k) for most, s, k in _SHAPES if product.rows <= most)
     sums = _SUMS.get(target.capability, _FEWER_SUMS)
-    shapes = tuple((m, n) for m, n in shapes if m * n * product.weights <= sums)
+    shapes = [(m, n) for m, n in candidates if m * n * product.weights <= sums]
     long = product.k >= 8192 or (product.k >= 4096 and product.k >= 0.6 * product.n)
     split = product.split or 1
     m, n = shapes[0]

@@ -1,4 +1,4 @@
-"""Linear kernels on the host beyond their default tiles: every form of a tile, split K to its end, order of programs."""
+"""Linear kernels on the host beyond their default tiles: forms of a tile, split K to its end, order of programs."""
 
 from __future__ import annotations
 
@@ -116,15 +116,16 @@ def test_defaults_fit_the_gpu_and_leave_no_part_empty(gpu):
         assert LINEAR.default({**dims, "SPLIT_K": 1}, target)["SPLIT_K"] == 1
         heads = {"HEADS": 16, "N": n, "K": k, "X_ROW": 16 * k, "X_HEAD": k, "OUT_ROW": 16 * n, "OUT_HEAD": n}
         swiglu = {"N": n, "K": k, "X_STRIDE": k, "ROWS_HINT": rows}
-        for kernel, dims, weights in (
+        for kernel, given, weights in (
             (LINEAR, dims, 1),
             (LINEAR_SWIGLU, swiglu, 2),
             (HEAD_LINEAR, {**heads, "ROWS_HINT": rows}, 1),
         ):
-            config = kernel.default(dims, target)
+            config = kernel.default(given, target)
             loads = 2 * config["BLOCK_K"] * (config["BLOCK_M"] + weights * config["BLOCK_N"]) * config["num_stages"]
             assert config["BLOCK_M"] == 1 or loads <= target.architecture.shared_per_block
-            constants = kernel.constants(dims, config)
+            constants = kernel.constants(given, config)
+            assert "ROWS_HINT" not in constants
             assert sorted([*kernel.args, *constants]) == sorted(kernel.fn.arg_names)
 
 
