@@ -19,6 +19,12 @@ def _find(offsets, EXPERTS: tl.constexpr, EXPERTS_BLOCK: tl.constexpr, BLOCK_M: 
 
 
 @triton.jit
+def _unknown(K: tl.constexpr, rows):
+    """K, for any rows, but not while compiling: a loop whose length is known is unrolled whole."""
+    return tl.minimum(K, K - 1 + rows)
+
+
+@triton.jit
 def moe_up(
     x, w, offsets, order, out, rows, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
@@ -32,15 +38,17 @@ def moe_up(
     end = tl.load(offsets + expert + 1)
     begin = tl.load(offsets + expert)
     tiles = tl.cdiv(end - begin, BLOCK_M)
-    place = begin + tile % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = begin + tile % tiles * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
     n = tile // tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     # lines beyond the end repeat the last one and are not stored
-    token = tl.load(order + tl.minimum(place, end - 1)) // TOP_K
+    line = tl.minimum(m, end - 1 - first)
+    token = tl.load(order + first + line) // TOP_K
     x_lines = x + token.to(tl.int64) * K
     gate_lines = w + expert.to(tl.int64) * (2 * N * K) + tl.minimum(n, N - 1) * K
     gate = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
     up = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
-    for k in range(0, K, BLOCK_K):
+    for k in range(0, _unknown(K, rows), BLOCK_K):
         x_tile = load_tile(x_lines, True, k, K, BLOCK_K, False, MASK_K, "")
         gate_tile = load_tile(gate_lines, True, k, K, BLOCK_K, False, MASK_K, POLICY)
         gate = add_product(x_tile, gate_tile, gate, BLOCK_M, SWAP)
@@ -48,8 +56,8 @@ def moe_up(
         up = add_product(x_tile, up_tile, up, BLOCK_M, SWAP)
     value = finish(gate, BLOCK_M, SWAP)
     value = value * tl.sigmoid(value) * finish(up, BLOCK_M, SWAP)
-    to = out + place.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(to, value.to(out.dtype.element_ty), mask=(place < end)[:, None] & (n < N)[None, :])
+    to = out + first.to(tl.int64) * N + m[:, None] * N + n[None, :]
+    tl.store(to, value.to(out.dtype.element_ty), mask=(first + m < end)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -66,22 +74,23 @@ def moe_down(
     end = tl.load(offsets + expert + 1)
     begin = tl.load(offsets + expert)
     tiles = tl.cdiv(end - begin, BLOCK_M)
-    place = begin + tile % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = begin + tile % tiles * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
     n = tile // tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     # lines beyond the end repeat the last one and are not stored
-    source = tl.minimum(place, end - 1)
-    entry = tl.load(order + source)
-    x_lines = x + source.to(tl.int64) * K
+    line = tl.minimum(m, end - 1 - first)
+    entry = tl.load(order + first + line)
+    x_lines = x + first.to(tl.int64) * K + line * K
     w_lines = w + expert.to(tl.int64) * (N * K) + tl.minimum(n, N - 1) * K
     value = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
-    for k in range(0, K, BLOCK_K):
+    for k in range(0, _unknown(K, rows), BLOCK_K):
         x_tile = load_tile(x_lines, True, k, K, BLOCK_K, False, MASK_K, "")
         w_tile = load_tile(w_lines, True, k, K, BLOCK_K, False, MASK_K, POLICY)
         value = add_product(x_tile, w_tile, value, BLOCK_M, SWAP)
     value = finish(value, BLOCK_M, SWAP)
     value = value * tl.load(weights + entry)[:, None]
     to = out + entry.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(to, value.to(out.dtype.element_ty), mask=(place < end)[:, None] & (n < N)[None, :])
+    tl.store(to, value.to(out.dtype.element_ty), mask=(first + m < end)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
