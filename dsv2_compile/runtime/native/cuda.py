@@ -69,6 +69,11 @@ class CudaExecutor:
             self.close()
             raise
 
+    @property
+    def addresses(self) -> Mapping[str, int]:
+        """Where in the GPU's memory the block for each purpose of `needs` begins."""
+        return self._blocks
+
     def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays) -> Arrays:
         """Execute program ``name`` -> its outputs. ``inputs``: int32 by name. What it adds goes to the cache."""
         with self._using(f"run {name}"):
