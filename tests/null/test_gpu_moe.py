@@ -98,6 +98,27 @@ def test_the_grid_has_a_program_for_every_tile_that_any_routing_needs(block_m):
             assert programs >= 2 * sum(-(-ids.count(e) // block_m) for e in range(12))
 
 
+@pytest.mark.parametrize("kernel", ["moe_up", "moe_down"])
+@pytest.mark.parametrize("name", ["all on the last", "experts without tokens"])
+def test_surplus_programs_write_nothing(kernel, name):
+    case = _case(kernel, name)
+    config = case.kernel.default(case.dims, H800)
+    (size,) = case.kernel.grid(case.dims, config, case.sizes)
+    touched = []
+
+    def launch(kernel, dims, config, sizes, dtype, tensors):
+        counts = tensors["offsets"].diff().tolist()
+        columns = -(-dims["N"] // config["BLOCK_N"])
+        needed = columns * sum(-(-n // config["BLOCK_M"]) for n in counts)
+        assert needed < size
+        on_host(kernel, dims, config, sizes, dtype, tensors, range(needed, size))
+        touched.append((~tensors["out"].isnan()).sum().item())
+        on_host(kernel, dims, config, sizes, dtype, tensors, range(needed))
+
+    assert all(e.passed for e in check(case, "bf16", config, launch))
+    assert touched == [0]
+
+
 @pytest.mark.parametrize("rows", [1, 21])
 def test_the_kernels_in_a_row_are_a_mixture_of_experts(rows):
     """Gate, dispatch, the two products and the sum in fp32, against the dialect's operators in fp64."""
