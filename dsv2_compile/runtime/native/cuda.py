@@ -149,6 +149,7 @@ class CudaExecutor:
                         self._driver.discard(graph)
                     for address in self._blocks.values():
                         self._driver.free(address)
+                self._kernels = []
                 self._driver.close()
 
     def __enter__(self) -> Self:

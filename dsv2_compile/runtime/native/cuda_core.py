@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv2_compile.errors import IncompatibleError
-from dsv2_compile.runtime.native.driver import Bytes, Driver, DriverError, Event, Graph, Kernel
+from dsv2_compile.runtime.native.driver import Bytes, Driver, DriverError, Event, Graph, Kernel, explaining
 
 OLDEST = 12000
 """CUDA of the driver, as the driver counts: cuda.core needs it."""
@@ -33,13 +33,15 @@ def open_driver(device: int) -> Driver:
             f"GPU engines need cuda-core, which cannot be imported: {e}.",
             "Install it: pip install 'dsv2-compile[cuda]'",
         ) from e
-    count = _devices(cu)
+    with explaining("be looked for"):
+        count = _devices(cu)
     if not 0 <= device < count:
         raise IncompatibleError(
             f"There is no GPU {device}: the driver finds {count}.",
             "Choose another device; nvidia-smi lists them, CUDA_VISIBLE_DEVICES may hide some.",
         )
-    return CudaCore(core, cu, device)
+    with explaining("be opened"):
+        return CudaCore(core, cu, device)
 
 
 def _devices(cu: Any) -> int:
@@ -101,10 +103,11 @@ class CudaCore:
         self._builder: Any = None
         with _core_errors():
             self.activate()
-            found = core.Device(device)
-            self.name: str = found.name
-            self.capability = f"sm_{found.compute_capability.major}{found.compute_capability.minor}"
-            self._stream = found.create_stream()
+            self._device = core.Device(device)  # of this thread, and kept: with it goes the context
+            self._stream = self._device.create_stream()
+            self.name: str = self._device.name
+            capability = self._device.compute_capability
+        self.capability = f"sm_{capability.major}{capability.minor}"
         self.version = _version(self._do("cuDriverGetVersion"))
 
     def _do(self, function: str, *args: Any) -> Any:
@@ -127,7 +130,8 @@ class CudaCore:
     def pinned(self, nbytes: int) -> Bytes:
         address = int(self._do("cuMemAllocHost", nbytes))
         self._pinned.append(address)
-        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+        held: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        return held
 
     def copy_in(self, address: int, host: NDArray[Any]) -> None:
         self._do("cuMemcpyHtoDAsync", address, host.ctypes.data, host.nbytes, self._stream.handle)

@@ -52,7 +52,7 @@ class Driver(Protocol):
     version: str
 
     def activate(self) -> None:
-        """Before anything else of a thread, and harmless again."""
+        """Before anything else of a thread but the one that opened it, and harmless again."""
 
     def memory(self) -> tuple[int, int]:
         """Free bytes and all bytes."""
@@ -118,7 +118,8 @@ def explained(e: DriverError, action: str) -> Dsv2Error:
             "Update the NVIDIA driver: it is older than the compiler that made the engine's kernels.",
         )
     return Dsv2Error(
-        f"The GPU could not {action}: {e}.", "Report this as a bug, with the manifest; after a fault, start again."
+        f"The GPU could not {action}: {str(e).rstrip('.')}.",
+        "Report this as a bug, with the manifest; after a fault, start again.",
     )
 
 

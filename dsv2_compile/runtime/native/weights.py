@@ -28,7 +28,7 @@ def upload(driver: Driver, root: Path, reads: Iterable[tuple[Placement, int]], b
                             driver.sync()
                             at = 0
                         piece = staging[at : at + placement.nbytes - done]
-                        count = f.readinto(memoryview(piece))
+                        count = f.readinto(piece.data)
                         if not count:
                             raise IntegrityError(f"{file} ends before its last weight.", _REMEDY)
                         driver.copy_in(base + offset + done, piece[:count])
