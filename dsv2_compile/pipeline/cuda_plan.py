@@ -11,9 +11,10 @@ from typing import Any
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.backends.cuda import costs, emit
+from dsv2_compile.backends.cuda.choice import Choice
 from dsv2_compile.backends.cuda.compile import Compiled as CompiledKernel
 from dsv2_compile.backends.cuda.compile import compile_all
-from dsv2_compile.backends.cuda.draft import Draft
+from dsv2_compile.backends.cuda.draft import Choose, Draft
 from dsv2_compile.backends.cuda.lowering import lower
 from dsv2_compile.backends.cuda.toolchain import toolchain
 from dsv2_compile.backends.cuda.values import PAGE
@@ -30,6 +31,8 @@ PREFILL_ROWS = 2048
 """Most new tokens of one call of prefill or extend."""
 PREFILL_CONTEXT = 8192
 """Most visible positions of one call of prefill, whose keys and values are expanded; extend takes what is longer."""
+ROUNDS = 8
+"""Configurations that a kernel is tried with, the default first, until one can be launched and does not spill."""
 STEPS = (1, 8, 32, 128)
 """Decode programs are made for these batches below the largest, and for that."""
 
@@ -69,8 +72,15 @@ def programs_of(
 
 def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress) -> Planned:
     """Lower every program and compile every kernel. IncompatibleError if one cannot be had for ``gpu``."""
-    drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress)
-    built = compile_all(emit.requests({name: d for (name, _), d in drafts.items()}), gpu, progress=progress)
+    choice = Choice()
+    for _ in range(ROUNDS):
+        drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress, choice)
+        built = compile_all(emit.requests({name: d for (name, _), d in drafts.items()}), gpu, progress=progress)
+        wanting = [k.request for k in built if not k.ok or (k.report and k.report.spills)]
+        if not wanting:
+            break
+        for request in wanting:
+            choice.reject(request)
     _require_kernels(built, gpu)
     entries, images = {}, {}
     for kernel in built:
@@ -85,19 +95,19 @@ def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positio
 
 def uncompiled(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress) -> Plan:
     """The same plan for the host alone, which needs no cubin."""
-    drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress)
+    drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress, Choice())
     entries = emit.uncompiled(emit.requests({name: d for (name, _), d in drafts.items()}))
     return emit.plan(gpu, dtype, PAGE, pages_of(positions), drafts, entries)
 
 
 def drafts_of(
-    compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress
+    compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress, choose: Choose
 ) -> dict[tuple[str, str], Draft]:
     """By name and phase."""
     drafts = {}
     for name, (phase, limits) in variants(max_batch, positions).items():
         progress(f"launches of {name}", 0, 0)
-        drafts[name, phase] = lower(compiled.programs[phase], phase, gpu, dtype, limits, pages_of(positions))
+        drafts[name, phase] = lower(compiled.programs[phase], phase, gpu, dtype, limits, pages_of(positions), choose)
     return drafts
 
 

@@ -82,9 +82,7 @@ def test_what_an_engine_holds(report):
 
 
 def test_the_same_build_gives_the_same_bytes_and_compiles_nothing(report, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        stage, "run", lambda jobs, *rest: iter([]) if not jobs else pytest.fail(f"compiles {len(jobs)}")
-    )
+    monkeypatch.setattr(stage, "run", lambda jobs, *rest: (pytest.fail(f"compiles {job.function}") for job in jobs))
     again = build(request(checkpoint, tmp_path / "again"))
     a, b = contents(report.engine), contents(again.engine)
     assert a.keys() == b.keys() and [name for name in a if a[name] != b[name]] == []
@@ -185,13 +183,16 @@ def test_dry_run_tells_and_writes_nothing(checkpoint, tmp_path):
     assert needs.weights_bytes > 0 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("gpu", ["a100", "l40s", "rtx5090", "b200"])
+@pytest.mark.parametrize(
+    "gpu", ["a100", *(pytest.param(g, marks=pytest.mark.slow) for g in ("l40s", "rtx5090", "b200"))]
+)
 def test_other_gpus_have_plans_too(checkpoint, tmp_path, gpu):
     made = build(request(checkpoint, tmp_path / "e", gpu=gpu, no_verify=True, no_weights=True))
     found = text.parse((made.engine / FILE).read_bytes())
     assert found.capability == cuda.target(gpu).capability and made.warnings == ()
 
 
+@pytest.mark.slow
 def test_float16_engines(checkpoint, tmp_path):
     made = build(request(checkpoint, tmp_path / "e", dtype="float16"))
     assert made.manifest.status == "verified" and made.manifest.dtype == "float16"
