@@ -1,0 +1,101 @@
+"""A kernel under `kernels.gpu.check`, on a device: guard zones around its tensors, inputs that must stay as they are,
+and the same bits every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsv2_compile.gpu_check.device import Argument, Device
+from dsv2_compile.kernels.gpu.check import Tensors
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
+
+GUARD = 64 << 10
+"""Bytes before and behind every tensor, all ones: NaN to whoever reads them, -1 in integers."""
+_ONES = 0xFF
+
+
+class Violation(Exception):
+    """A kernel wrote where it must not, or gave other bits for the same inputs."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    address: int
+    given: NDArray[np.uint8]
+
+
+class Guarded:
+    """`check.Launch` on ``device``. Raises `Violation`; reads outside of a tensor show as NaN in what is computed."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __call__(
+        self, kernel: Kernel, dims: Dims, config: Config, sizes: Mapping[str, int], dtype: str, tensors: Tensors
+    ) -> None:
+        device, driver = self.device, self.device.driver
+        held = {
+            n: _Held(driver.alloc(len(b) + 2 * GUARD), b) for n, t in tensors.items() if (b := _bytes(t)) is not None
+        }
+        try:
+            addresses: dict[str, Argument] = {n: h.address + GUARD for n, h in held.items()}
+            work = device.call(kernel, dims, config, dtype, sizes, addresses)
+            first: dict[str, NDArray[np.uint8]] = {}
+            for _ in range(device.repeats):
+                for h in held.values():
+                    driver.fill(h.address, _ONES, len(h.given) + 2 * GUARD)
+                    if len(h.given):
+                        driver.copy_in(h.address + GUARD, h.given)
+                driver.sync()
+                work()
+                found = {n: self._read(n, h) for n, h in held.items()}
+                _require_same(kernel, held, found, first)
+                first = first or found
+        finally:
+            for h in held.values():
+                driver.free(h.address)
+        for name in kernel.outputs:
+            value = _bytes(tensors.get(name))
+            if value is not None:
+                value[:] = first[name]
+
+    def _read(self, name: str, held: _Held) -> NDArray[np.uint8]:
+        """The tensor's bytes afterwards. Raises `Violation` for a guard zone that was written."""
+        block = np.empty(len(held.given) + 2 * GUARD, np.uint8)
+        self.device.driver.copy_out(block, held.address)
+        self.device.driver.sync()
+        end = GUARD + len(held.given)
+        before = np.flatnonzero(block[:GUARD] != _ONES)
+        behind = np.flatnonzero(block[end:] != _ONES)
+        if len(before):
+            raise Violation(f"{len(before)} bytes before {name} were written, the last {GUARD - before[-1]} before it")
+        if len(behind):
+            raise Violation(f"{len(behind)} bytes behind {name} were written, the first {behind[0]} past its end")
+        return block[GUARD:end]
+
+
+def _require_same(
+    kernel: Kernel,
+    held: Mapping[str, _Held],
+    found: Mapping[str, NDArray[np.uint8]],
+    first: Mapping[str, NDArray[np.uint8]],
+) -> None:
+    changed = [n for n in held if n not in kernel.outputs and not np.array_equal(found[n], held[n].given)]
+    if changed:
+        raise Violation(f"{', '.join(changed)} changed, which is no output")
+    other = [n for n in kernel.outputs if n in first and not np.array_equal(found[n], first[n])]
+    if other:
+        raise Violation(f"{', '.join(other)} is not the same in every launch")
+
+
+def _bytes(tensor: torch.Tensor | None) -> NDArray[np.uint8] | None:
+    """The tensor's own memory."""
+    if tensor is None:
+        return None
+    found: NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return found

@@ -1,0 +1,72 @@
+"""Inside a process of `isolated`: a part is started once, then runs one item after the other.
+
+A part is a module with ``start(options)`` -> its state, ``run(state, item)`` -> the fields of the row, and
+``sound(state)``, which raises if the GPU has faulted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from dsv2_compile.errors import Dsv2Error, IncompatibleError
+from dsv2_compile.gpu_check.isolated import answer, opened
+from dsv2_compile.gpu_check.options import ERROR, Row
+
+_TRACE_LINES = 12
+
+
+def main(descriptor: int) -> None:
+    pipe = Connection(descriptor)
+    module, options = pipe.recv()
+    item = pipe.recv()
+    try:
+        part = importlib.import_module(module)
+        state = part.start(options)
+    except Exception as e:
+        answer(pipe, {**failure(e), "unopened": True}, last=True)
+        return
+    opened(pipe)
+    while True:
+        row, faulted = _run(part, state, item)
+        answer(pipe, row, last=faulted)
+        if faulted:
+            os._exit(1)  # what would be freed in the ordinary way cannot be
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+
+
+def _run(part: Any, state: Any, item: Row) -> tuple[Row, bool]:
+    """The row, and whether the device is unusable from now on."""
+    start = time.perf_counter()
+    try:
+        row = part.run(state, item)
+    except Exception as e:
+        row = failure(e)
+    row["seconds"] = round(time.perf_counter() - start, 3)
+    try:
+        part.sound(state)
+    except Exception as e:
+        reason = f"the GPU has faulted: {_one_line(e)}"
+        return {"status": ERROR, **{k: v for k, v in row.items() if k != "status"}, "fault": reason}, True
+    return row, False
+
+
+def failure(e: Exception) -> Row:
+    """What a row says of an exception."""
+    lines = traceback.format_exc().strip().splitlines()[-_TRACE_LINES:]
+    row: Row = {"status": ERROR, "reason": _one_line(e), "log": "\n".join(lines)}
+    if isinstance(e, IncompatibleError):
+        row["incompatible"] = True
+    return row
+
+
+def _one_line(e: Exception) -> str:
+    text = f"{e.cause} {e.remedy}" if isinstance(e, Dsv2Error) else f"{type(e).__name__}: {e}"
+    return " ".join(text.split())[:400]
