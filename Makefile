@@ -1,4 +1,5 @@
-# make engine   environment, a small random DeepSeek-V2 checkpoint, its engine, the proof, some text
+# make engine   environment, a small random DeepSeek-V2 checkpoint, its CPU engine, the proof, some text; then its
+#               engine for an H800, proven on the host
 # make test     lint, types and every test that needs neither a GPU nor minutes
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,6 +16,8 @@ engine: $(VENV)/installed
 	$(DSV2) build $(WORK)/checkpoint --cpu -o $(WORK)/engine
 	$(DSV2) verify $(WORK)/engine --checkpoint $(WORK)/checkpoint --report $(WORK)/report.html
 	$(DSV2) run $(WORK)/engine "The cache of a latent attention layer" --max-new-tokens 48
+	$(DSV2) build $(WORK)/checkpoint --gpu h800 -o $(WORK)/h800 --max-batch-size 4 --max-seq-len 1024
+	$(DSV2) verify $(WORK)/h800
 
 test: $(VENV)/tested lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

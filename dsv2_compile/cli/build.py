@@ -18,6 +18,7 @@ from dsv2_compile.request import BuildRequest
 from dsv2_compile.targets import target
 
 if TYPE_CHECKING:
+    from dsv2_compile.engine.manifest import Manifest
     from dsv2_compile.pipeline import BuildPlan, BuildReport
 
 
@@ -56,7 +57,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-seq-len", type=at_least(1), metavar="N", help="most positions per sequence (the model's own limit)"
     )
-    parser.add_argument("--dtype", metavar="NAME", help="float32 for --cpu; bfloat16 (the default) or float16 for --gpu")
+    parser.add_argument(
+        "--dtype", metavar="NAME", help="float32 for --cpu; bfloat16 (the default) or float16 for --gpu"
+    )
     parser.add_argument(
         "--mla-form",
         metavar="PHASE=FORM",
@@ -187,9 +190,17 @@ def _built(report: BuildReport, console: Console) -> Result:
     if check is not None and not check.passed:
         return Result(data, _rejected(report))
     console.note(f"{manifest.status}, {size(total)} in {duration(report.seconds)}")
-    console.note(f"next: dsv2-compile run {report.engine} 'some text'")
+    if check is not None and manifest.backend != "onnxruntime":
+        console.note(f"checked: {check.executed}")
+    console.note(_next(manifest, report.engine))
     console.data(str(report.engine))
     return Result(data)
+
+
+def _next(manifest: Manifest, engine: Path) -> str:
+    if manifest.backend == "onnxruntime":
+        return f"next: dsv2-compile run {engine} 'some text'"
+    return f"next: dsv2-compile inspect {engine} --launches, and {manifest.target} to run it"
 
 
 def _rejected(report: BuildReport) -> NumericError:

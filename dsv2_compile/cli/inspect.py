@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsv2_compile.cli import inspect_text
+from dsv2_compile.cli import inspect_native, inspect_text
 from dsv2_compile.cli.command import Command, Result, engine_argument
 from dsv2_compile.cli.output import Console
 from dsv2_compile.config import ModelConfig
@@ -45,9 +45,12 @@ _REPORT_SCHEMA: dict[str, Any] = {
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     engine_argument(parser)
-    parser.add_argument("--program", metavar="PHASE", help="only this program: prefill or decode")
+    parser.add_argument("--program", metavar="PHASE", help="only this program: prefill, decode, ...")
     parser.add_argument("--passes", action="store_true", help="only the passes: matches, claims, errors")
     parser.add_argument("--ops", action="store_true", help="only the operators: calls, bytes, FLOP")
+    parser.add_argument(
+        "--launches", action="store_true", help="only the launches and kernels of a GPU engine, with their bounds"
+    )
 
 
 def _run(args: argparse.Namespace, console: Console) -> Result:
@@ -58,7 +61,11 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
             f"The engine has no program {unknown.pop()!r}.", f"It has {', '.join(sorted(manifest.programs))}."
         )
     damage = _size_problems(args.engine, manifest)
-    costs = {} if any(p.startswith(f"{REPORT}:") for p in damage) else _costs(args.engine, manifest)
+    broken = {p.partition(":")[0] for p in damage}
+    report = None if inspect_native.FILE in broken else inspect_native.read(args.engine, manifest)
+    if args.launches:
+        return _launches(args.engine, manifest, phases, report, console)
+    costs = inspect_native.costs(report) if report else {} if REPORT in broken else _costs(args.engine, manifest)
     passes = [p for p in manifest.passes if not args.program or p.get("phase", args.program) == args.program]
     data: dict[str, Any] = {"engine": str(args.engine), "hashes_checked": False}
     if not (args.passes or args.ops):
@@ -72,6 +79,16 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         remedy = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
         return Result(data, IntegrityError(f"{args.engine} is not the engine that was built.", remedy, damage))
     return Result(data)
+
+
+def _launches(
+    root: Path, manifest: Manifest, programs: list[str], report: dict[str, Any] | None, console: Console
+) -> Result:
+    if report is None:
+        raise UsageError(f"{root} has no launches: it is not a GPU engine, or damaged.", "Leave --launches out.")
+    shown = {p: report["programs"][p] for p in programs}
+    console.data(inspect_native.text(manifest.target, shown, report["kernels"]))
+    return Result({"engine": str(root), "hashes_checked": False, "launches": shown, "kernels": report["kernels"]})
 
 
 def _size_problems(root: Path, manifest: Manifest) -> list[str]:
@@ -147,7 +164,7 @@ def _kv_cache(model: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _program(phase: str, m: Manifest, passes: list[dict[str, Any]], costs: dict[str, Any] | None) -> dict[str, Any]:
-    chosen = [p for p in passes if p.get("name") == "absorb" and p.get("phase") == phase]
+    chosen = [p for p in passes if p.get("name") == "absorb" and p.get("phase") == phase.partition("-")[0]]
     operators = costs["operators"] if costs else []
     return {
         "file": m.programs[phase].file,

@@ -22,6 +22,7 @@ from dsv2_compile.plan.plan import FILE
 from dsv2_compile.progress import silent
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.runtime import Engine
+from tests.cli_tools import checked
 
 SMALL = {
     "num_hidden_layers": 2, "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
@@ -79,6 +80,18 @@ def test_what_an_engine_holds(report):
         rows = launches["programs"][name]["launches"]
         assert [r["what"] for r in rows] == [x.what for x in program.launches]
         assert all(r["bytes"] > 0 and r["seconds"] > 0 for r in rows)
+
+
+def test_inspect_shows_launches_with_their_bounds(report, capsys):
+    assert main(["inspect", str(report.engine), "--launches", "--program", "decode-1"]) == 0
+    shown = capsys.readouterr().out
+    assert "attention over pages, layer 1" in shown and "bound on h800" in shown and "mla_decode" in shown
+    assert main(["inspect", str(report.engine), "--launches", "--json"]) == 0
+    found = checked(capsys.readouterr().out)
+    assert set(found["launches"]) == set(report.manifest.programs) and all(k["stack"] == 0 for k in found["kernels"])
+    assert main(["inspect", str(report.engine), "--json"]) == 0
+    programs = checked(capsys.readouterr().out)["programs"]
+    assert all(p["bytes"] > 0 and p["sizes"] for p in programs.values())
 
 
 def test_the_same_build_gives_the_same_bytes_and_compiles_nothing(report, checkpoint, tmp_path, monkeypatch):

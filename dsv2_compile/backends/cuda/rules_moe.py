@@ -27,6 +27,7 @@ def _gate(low: Lowering, node: fx.Node) -> tuple[View, View]:
         "TOPK_GROUPS": topk_groups,
         "SCALE": float(scale),
         "NORMALIZE": normalize,
+        "ROWS_HINT": low.hint(ROWS),
     }
     ids = low.draft.temporary("ids", ROWS, int(top_k), "i32")
     weights = low.draft.temporary("weights", ROWS, int(top_k), "fp32")
@@ -34,7 +35,7 @@ def _gate(low: Lowering, node: fx.Node) -> tuple[View, View]:
     low.draft.launch(kernel("gate"), dims, {"rows": ROWS}, what, x=x, w=w, ids=ids, weights=weights)
     offsets = low.draft.temporary("offsets", 1, experts + 1, "i32")
     order = low.draft.temporary("order", ROWS, int(top_k), "i32")
-    dims = {"EXPERTS": experts, "TOP_K": top_k}
+    dims = {"EXPERTS": experts, "TOP_K": top_k, "ROWS_HINT": low.hint(ROWS)}
     args = {"ids": ids, "offsets": offsets, "order": order}
     low.draft.launch(kernel("dispatch"), dims, {"rows": ROWS}, "order of the experts' rows", **args)
     low.shared[f"dispatch {ids.buffer}"] = (offsets, order)
