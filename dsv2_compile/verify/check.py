@@ -97,8 +97,9 @@ def check(
     progress: Progress = silent,
     names: Sequence[str] | None = None,
 ) -> Report:
-    """Run the paths ``names`` of the plan, all and ``batch`` twice unless given, and judge what came out."""
-    runs = run_all(engine, golden.plan, names or [*golden.plan.paths, "batch"], progress)
+    """Run the paths ``names`` that the plan has, all and ``batch`` twice unless given, and judge what came out."""
+    chosen = [n for n in names or [*golden.plan.paths, "batch"] if n in golden.plan.paths]
+    runs = run_all(engine, golden.plan, chosen, progress)
     first = {path: records[0] for path, records in runs.items()}
     sections = tuple(s for path, record in first.items() for s in _sections(config, golden, path, record))
     levels = _levels(config, golden, list(first.values()))
