@@ -81,14 +81,12 @@ PAGES = 3
 @cache
 def tiny(dtype: str) -> tuple[Plan, Any]:
     """The tiny preset with a dense layer and one of experts, as plan and config; not compiled."""
-    from dsv2_compile.backends.cuda import emit
-    from dsv2_compile.backends.cuda.lowering import lower
     from dsv2_compile.checkpoint.presets import PRESETS
-    from dsv2_compile.targets import target
-    from tests.host_plans import program
+    from tests.host_plans import emit, lower, program, target
 
     gpu = target("h800")
-    config = dataclasses.replace(PRESETS["tiny"], num_hidden_layers=2)
+    small = {"num_hidden_layers": 2, "vocab_size": 256, "bos_token_id": 254, "eos_token_ids": (255,)}
+    config = dataclasses.replace(PRESETS["tiny"], **small)
     drafts = {
         (phase, phase): lower(program(config, phase, 64 * PAGES), phase, gpu, dtype, limits, PAGES)
         for phase, limits in LIMITS.items()

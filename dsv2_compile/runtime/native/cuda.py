@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +29,8 @@ class CudaExecutor:
     """The plan of the engine in directory ``root``, whose files have been checked, on one GPU, with its own cache.
 
     ``weights``: where each weight lies. ``slots``: rows of the cache, a multiple of the page. ``graphs``: a step of
-    decode is captured once for 1, 2, 4, ... rows, padded to that, and replayed; without, every launch is made anew,
-    for checks. Calls from several threads wait for each other.
+    decode is padded to 1, 2, 4, ... rows, captured the first time and replayed from then on; without, it is launched
+    as it is, for checks. Calls from several threads wait for each other.
 
     IncompatibleError: this machine cannot run the engine. ResourceError: it does not fit the GPU's free memory.
     IntegrityError: the engine's files do not belong to its plan.
@@ -103,14 +103,15 @@ class CudaExecutor:
         return rows.FROM_DEVICE[self._cache.dtype](stored)
 
     def time(self, name: str, symbols: Mapping[str, int], inputs: Arrays, repeats: int) -> list[float]:
-        """Milliseconds between the GPU's events around each of ``repeats`` runs, after one that is not measured.
+        """Milliseconds between the GPU's events around each of ``repeats`` runs, after two that are not measured.
 
         Launches that are not replayed count with the gaps that the host leaves between them.
         """
         with self._using(f"time {name}"):
             call = self._call(name, symbols, inputs)
             self._upload(call)
-            self._execute(call)
+            for _ in range(2):
+                self._execute(call)
             events = self._driver.events(2 * repeats)
             for start, end in zip(events[::2], events[1::2], strict=True):
                 self._driver.record(start)
@@ -126,11 +127,11 @@ class CudaExecutor:
             call = self._call(name, symbols, inputs)
             self._upload(call)
             launches = list(self._launches(call))
+            self._launch(launches)
             events = self._driver.events(len(launches) + 1)
             graph = self._driver.capture(lambda: self._marked(launches, events))
             try:
-                for _ in range(2):
-                    self._driver.replay(graph)
+                self._driver.replay(graph)
                 self._driver.sync()
             finally:
                 self._driver.discard(graph)
@@ -180,22 +181,21 @@ class CudaExecutor:
             self._driver.copy_in(self._blocks["inputs"], self._host[:total])
 
     def _execute(self, call: Call) -> None:
-        if not call.replayed:
-            for launch in self._launches(call):
-                self._launch(launch)
-            return
+        """A step that is captured is launched first: a kernel's first launch may load it, which no capture allows."""
         key = call.name, call.sizes["rows"]
-        if key not in self._graphs:
-            launches = list(self._launches(call))
-            self._graphs[key] = self._driver.capture(lambda: self._launch(*launches))
-        self._driver.replay(self._graphs[key])
+        if call.replayed and key in self._graphs:
+            self._driver.replay(self._graphs[key])
+            return
+        self._launch(self._launches(call))
+        if call.replayed:
+            self._graphs[key] = self._driver.capture(lambda: self._launch(self._launches(call)))
 
     def _launches(self, call: Call) -> Iterator[Resolved]:
         addresses = call.addresses(self._blocks, self._weights.offsets)
         scratch = self._blocks["scratch"], self.needs.scratch
         return resolve(self.plan, call.program, call.sizes, addresses, scratch)
 
-    def _launch(self, *launches: Resolved) -> None:
+    def _launch(self, launches: Iterable[Resolved]) -> None:
         for x in launches:
             args = parameters(self.plan.kernels[x.kernel], x.args)
             self._driver.launch(self._kernels[x.kernel], x.grid, x.threads, x.shared, args)
@@ -203,7 +203,7 @@ class CudaExecutor:
     def _marked(self, launches: list[Resolved], events: list[Event]) -> None:
         self._driver.record(events[0])
         for launch, event in zip(launches, events[1:], strict=True):
-            self._launch(launch)
+            self._launch([launch])
             self._driver.record(event)
 
     def _download(self, call: Call) -> Arrays:

@@ -30,8 +30,8 @@ def open_driver(device: int) -> Driver:
         from cuda.bindings import driver as cu
     except ImportError as e:
         raise IncompatibleError(
-            f"GPU engines need cuda-core, which cannot be imported: {e}.",
-            "Install it: pip install 'dsv2-compile[cuda]'",
+            f"GPU engines need cuda-core and cuda-bindings, which cannot be imported: {e}.",
+            "Install them: pip install 'dsv2-compile[cuda]'",
         ) from e
     with explaining("be looked for"):
         count = _devices(cu)
