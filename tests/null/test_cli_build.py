@@ -128,7 +128,7 @@ def test_the_published_kv_cache_arithmetic(tmp_path, capsys):
         (["--ops"], {"programs"}, "operators of decode", "canonicalise"),
         (["--ops", "--passes"], {"programs", "passes"}, "operators of decode", "KV cache"),
     ],
-    ids=" ".join,
+    ids=["passes", "operators", "both"],
 )
 def test_inspect_shows_parts(engine, capsys, flags, keys, shown, hidden):
     assert main(["inspect", str(engine), *flags, "--json"]) == 0

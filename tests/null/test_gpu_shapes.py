@@ -12,7 +12,7 @@ from dsv2_compile.compiler import CompileOptions, compile_program
 from dsv2_compile.kernels.gpu import aot
 from dsv2_compile.kernels.gpu.kernel import KERNELS
 from dsv2_compile.kernels.gpu.shapes import shapes
-from dsv2_compile.pipeline.cuda import PROGRAMS, variants
+from dsv2_compile.pipeline.cuda_plan import PROGRAMS, variants
 from dsv2_compile.targets import target
 
 H800 = target("h800")
