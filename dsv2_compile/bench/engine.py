@@ -124,7 +124,8 @@ def _top(logits: np.ndarray[Any, np.dtype[np.float32]]) -> Ints:
 def traffic(root: Path, engine: Engine, measurements: Measurements, work: Workload) -> tuple[Traffic, ...]:
     """Of each decode point. The cost table holds at one context; a further cached position is one row per layer."""
     file = root / COSTS
-    if not file.is_file() or engine.manifest.programs["decode"].mla_form == "expanded":
+    program = engine.manifest.programs.get("decode")
+    if not file.is_file() or program is None or program.mla_form == "expanded":
         return ()
     decode = json.loads(file.read_bytes())["decode"]
     if (decode["sizes"]["batch"], decode["sizes"]["tokens"]) != (work.batch, 1):
