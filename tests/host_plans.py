@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,19 +36,17 @@ def limits(phase: str, batch: int, positions: int) -> dict[str, int]:
     return {"rows": rows, "batch": batch, "context": batch * positions}
 
 
-def drafts(
-    config: ModelConfig, dtype: str, batch: int, positions: int, forms: dict[str, str] | None = None, gpu: str = "h800"
-) -> tuple[dict[str, Program], dict[str, Draft]]:
-    programs = {p: program(config, p, positions, (forms or {}).get(p, ""), gpu) for p in FORMS}
+def lowered(
+    programs: dict[str, Program], dtype: str, batch: int, positions: int, gpu: str = "h800"
+) -> dict[str, Draft]:
     pages = math.ceil(positions / PAGE)
-    lowered = {p: lower(programs[p], p, target(gpu), dtype, limits(p, batch, positions), pages) for p in programs}
-    return programs, lowered
+    return {p: lower(programs[p], p, target(gpu), dtype, limits(p, batch, positions), pages) for p in programs}
 
 
-def plan_of(lowered: dict[str, Draft], dtype: str, positions: int, gpu: str = "h800") -> Plan:
-    named = {(p, p): draft for p, draft in lowered.items()}
+def plan_of(drafts: dict[str, Draft], dtype: str, positions: int, gpu: str = "h800") -> Plan:
+    named = {(p, p): draft for p, draft in drafts.items()}
     return emit.plan(
-        target(gpu), dtype, PAGE, math.ceil(positions / PAGE), named, emit.uncompiled(emit.requests(lowered))
+        target(gpu), dtype, PAGE, math.ceil(positions / PAGE), named, emit.uncompiled(emit.requests(drafts))
     )
 
 
@@ -65,9 +62,9 @@ def weights(programs: dict[str, Program], plan: Plan, source: TensorSource) -> d
 
 
 def host_engine(
-    config: ModelConfig, source: TensorSource, dtype: str = "fp32", batch: int = 3, positions: int = 192, **options: Any
+    config: ModelConfig, source: TensorSource, dtype: str = "fp32", batch: int = 3, positions: int = 192
 ) -> PlanEngine:
-    programs, lowered = drafts(config, dtype, batch, positions, **options)
-    plan = plan_of(lowered, dtype, positions)
+    programs = {p: program(config, p, positions) for p in FORMS}
+    plan = plan_of(lowered(programs, dtype, batch, positions), dtype, positions)
     executor = HostExecutor(plan, weights(programs, plan, source), batch * plan.pages * PAGE)
     return PlanEngine(plan, config, executor, positions)
