@@ -177,7 +177,10 @@ def head_linear(
     x_lines = lines_of(x + head * X_HEAD, tile_m, X_ROW, BLOCK_M)
     w_lines = lines_of(w + head * (N * K), tile_n, K, BLOCK_N)
     total = nothing(BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
-    for k in range(0, K, BLOCK_K):
+    stop = K
+    if K > BLOCK_K:
+        stop = hidden(0, K, rows)
+    for k in range(0, stop, BLOCK_K):
         x_tile = load_tile(x_lines, row < rows, k, K, BLOCK_K, True, MASK_K, "")
         w_tile = load_tile(w_lines, n < N, k, K, BLOCK_K, MASK_N, MASK_K, POLICY)
         total = add_product(x_tile, w_tile, total, BLOCK_M, SWAP)
