@@ -20,6 +20,7 @@ from dsv2_compile.engine.writer import EngineWriter
 from dsv2_compile.errors import UsageError
 from dsv2_compile.estimate import Estimate, estimate, require_memory
 from dsv2_compile.passes.absorb import WORKLOADS, check_forms
+from dsv2_compile.pipeline import unchanged
 from dsv2_compile.pipeline.artifact import Artifact, Backend
 from dsv2_compile.progress import Progress, silent
 from dsv2_compile.request import BuildRequest
@@ -27,6 +28,7 @@ from dsv2_compile.verify import Report
 
 REJECTED = ".unverified"
 """Ending of the directory that keeps an engine whose numeric check failed."""
+UNCHANGED = "nothing has changed: the engine that is there is what this build makes"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
     start = time.monotonic()
     backend = _backend(request)
     checkpoint = _open(request, progress)
+    inputs = unchanged.fingerprint(checkpoint, request)
+    if request.force and (there := unchanged.find(inputs, request.output)):
+        return BuildReport(request.output, there, time.monotonic() - start, None, (UNCHANGED,))
     fingerprint = _fingerprint(checkpoint, request)
     with EngineWriter(request.output, request.force, inputs=[checkpoint.path], fingerprint=fingerprint) as writer:
         made = backend.make(checkpoint.config, request, progress)
@@ -84,6 +89,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
             manifest = replace(manifest, status=status, numerics=report.summary())
         passed = report is None or report.passed
         manifest = writer.finish(manifest, "" if passed else REJECTED)
+        unchanged.note(inputs, writer.out)
         return BuildReport(writer.out, manifest, time.monotonic() - start, report, warnings)
 
 

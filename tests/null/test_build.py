@@ -20,6 +20,7 @@ from dsv2_compile.cli.main import main
 from dsv2_compile.engine import integrity
 from dsv2_compile.errors import ModelError, ResourceError, UsageError
 from dsv2_compile.pipeline import build, plan
+from dsv2_compile.pipeline.core import UNCHANGED
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.runtime import Engine
 
@@ -142,7 +143,8 @@ def off_by_a_scale(lowered: Lowered) -> Lowered:
 
 
 @pytest.fixture
-def wrong_backend(monkeypatch):
+def wrong_backend(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSV2_CACHE_DIR", str(tmp_path / "cache"))  # where no earlier build is known
     monkeypatch.setattr("dsv2_compile.pipeline.onnxruntime.lower", lambda *args: off_by_a_scale(lower(*args)))
 
 
@@ -160,4 +162,21 @@ def test_an_engine_that_computes_something_else_is_kept_apart_and_ends_with_4(
     rejected = integrity.read_manifest(tmp_path / "engine.unverified")
     assert rejected.status == "unverified"
     assert rejected.numerics["passed"] is False
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["engine", "engine.unverified"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "engine", "engine.unverified"]
+
+
+def test_an_unchanged_build_is_not_done_again(checkpoint, tmp_path, monkeypatch):
+    """Known by its inputs; a changed request, file or engine is built anew."""
+    monkeypatch.setenv("DSV2_CACHE_DIR", str(tmp_path / "cache"))
+    source, out = tmp_path / "checkpoint", tmp_path / "engine"
+    shutil.copytree(checkpoint, source)
+    request = BuildRequest(str(source), out, no_verify=True, force=True)
+    first = build(request)
+    again = build(request)
+    assert UNCHANGED in again.warnings and again.manifest == first.manifest and UNCHANGED not in first.warnings
+    assert UNCHANGED not in build(replace(request, max_batch_size=2)).warnings
+    assert UNCHANGED not in build(request).warnings, "another engine lay there"
+    (out / "config.json").write_text("{}")
+    assert UNCHANGED not in build(request).warnings, "the engine was damaged"
+    (source / "config.json").touch()
+    assert UNCHANGED not in build(request).warnings, "the checkpoint may have changed"
