@@ -42,12 +42,12 @@ TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass
 class State:
-    """What is open: an engine, or a peer; opened by the first item of a process, which all are of one subject."""
+    """What is open: an engine, or peers by mode."""
 
     options: Options
     stack: ExitStack = field(default_factory=ExitStack)
     engine: Running | None = None
-    peer: Peer | None = None
+    peers: dict[str, Peer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,16 @@ class Running:
 
 
 def items(options: Options) -> list[Row]:
-    """The engine first, at the larger contexts last. ``group``: items that share a process."""
+    """The engine first, at the larger contexts last. ``group``: items that share a process, and its memory."""
     s = scale.scale(options)
     points = [(c, b) for c in s.model_contexts for b in s.batches]
     found = []
     for subject in ("engine", *MODES):
         for context, batch in points if subject != "compile" else points[: len(s.batches)]:
-            row: Row = {"id": f"{subject} {s.model} batch {batch} context {context}", "group": subject}
+            row: Row = {
+                "id": f"{subject} {s.model} batch {batch} context {context}",
+                "group": "toys" if options.host else subject,
+            }
             row |= {"subject": subject, "batch": batch, "context": context, "peer": subject != "engine"}
             if subject == "engine" and not options.plans:
                 row |= {"status": SKIPPED, "reason": "no --engine that was built with --no-weights"}
@@ -88,10 +91,10 @@ def run(state: State, item: Row) -> Row:
         return _engine(state, item)
     s = scale.scale(state.options)
     config = s.models[s.model]
-    if state.peer is None:
+    if item["subject"] not in state.peers:
         where = torch.device("cpu" if state.options.host else "cuda")
-        state.peer = Peer(config, item["subject"], where, state.options.host)
-    ms = spread(state.peer.step_ms(item["batch"], item["context"], s.seconds, s.most))
+        state.peers[item["subject"]] = Peer(config, item["subject"], where, state.options.host)
+    ms = spread(state.peers[item["subject"]].step_ms(item["batch"], item["context"], s.seconds, s.most))
     return {"status": OK, "ms": ms, "tokens_per_second": round(1e3 * item["batch"] / ms["median"], 1)}
 
 

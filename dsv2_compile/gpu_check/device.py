@@ -212,10 +212,11 @@ def _value(kind: str, value: Argument) -> int | np.int32:
 
 
 def _repeated(once: Callable[[], float], works: int, seconds: float, most: int) -> Iterator[float]:
-    """What ``once`` measures, after two times that do not count: about ``seconds`` of it, ``most`` times at most."""
+    """What ``once`` measures, after two times that do not count: about ``seconds`` of it, ``most`` times at most and
+    three at least, if ``most`` allows."""
     once()
     first = max(once() * works / 1e3, 1e-6)
-    for _ in range(max(3, min(most, int(seconds / first)))):
+    for _ in range(min(most, max(3, int(seconds / first)))):
         yield once()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from dsv2_compile import __version__
 from dsv2_compile.gpu_check import compiling, isolated, machine
 from dsv2_compile.gpu_check.options import ERROR, OK, SKIPPED, WRONG, Options, Row
+from dsv2_compile.gpu_check.worker import failure
 
 SCHEMA = "dsv2/gpu-check/1"
 FILE = "gpu_check.json"
@@ -99,8 +100,7 @@ def _part(letter: str, options: Options, deadline: float) -> Row:
         rows = known + [r for g in groups for r in isolated.run(name, options, g, deadline, workers, part.timeout)]
         row |= {"rows": rows, "counts": Counter(r["status"] for r in rows), "summary": module.summary(rows)}
     except Exception as e:  # one part must not cost the others
-        why = f"{type(e).__name__}: {e}"[:400]
-        row |= {"rows": [{"id": part.module, "status": ERROR, "reason": why}], "counts": {ERROR: 1}, "summary": {}}
+        row |= {"rows": [{"id": part.module, **failure(e)}], "counts": {ERROR: 1}, "summary": {}}
     return {**row, "seconds": round(time.monotonic() - begin, 1)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv2_compile.checkpoint.presets import PRESETS
 from dsv2_compile.config import ModelConfig
@@ -17,8 +17,8 @@ from dsv2_compile.targets import Target
 @dataclass(frozen=True)
 class Scale:
     """``linear_rows``, ``expert_rows``: new tokens. ``prefills``: sequences and tokens of each. ``cold``: bytes that a
-    rotation over copies covers at least, several times the L2. ``seconds``: of measuring a row, ``most`` replays.
-    ``linears``: layers of a model at most, None for all. ``model``: what is timed as a whole."""
+    rotation covers at least, several times the L2, and ``rotated`` copies. ``seconds``: of measuring a row, ``most``
+    replays. ``linears``: layers of a model at most, None for all. ``model``: what is timed as a whole."""
 
     models: dict[str, ModelConfig]
     model: str
@@ -29,6 +29,7 @@ class Scale:
     expert_rows: tuple[int, ...]
     prefills: tuple[tuple[int, int], ...]
     cold: int
+    rotated: int
     seconds: float
     most: int
     linears: int | None = None
@@ -44,25 +45,40 @@ FULL = Scale(
     expert_rows=(1, 8, 32, 128, 512, 4096),
     prefills=((1, 4096), (8, 2048)),
     cold=192 << 20,
+    rotated=3,
     seconds=0.3,
     most=60,
 )
 TOY = Scale(
-    models={"tiny-lite": PRESETS["tiny-lite"]},
-    model="tiny-lite",
+    models={
+        "toy": replace(
+            PRESETS["tiny-lite"],
+            num_hidden_layers=2,
+            vocab_size=512,
+            hidden_size=64,
+            num_attention_heads=2,
+            kv_lora_rank=32,
+            intermediate_size=64,
+            moe_intermediate_size=32,
+            bos_token_id=1,
+            eos_token_ids=(2,),
+        )
+    },
+    model="toy",
     batches=(2,),
     contexts=(70,),
-    model_contexts=(70,),
+    model_contexts=(9,),
     linear_rows=(1,),
     expert_rows=(3,),
     prefills=((2, 5),),
     cold=0,
+    rotated=2,
     seconds=0.0,
-    most=3,
+    most=1,
     linears=1,
 )
 MOST_COPIES, FEW_BYTES = 256, 4 << 30
-"""Of what is rotated; up to so many bytes there are three copies in any case."""
+"""Of what is rotated; up to so many bytes there are `Scale.rotated` in any case."""
 
 
 def scale(options: Options) -> Scale:
@@ -95,8 +111,7 @@ def shape_of(config: ModelConfig, what: str, rows: int, batch: int = 1, parts: i
 
 def copies(s: Scale, nbytes: int) -> int:
     """How many copies of ``nbytes`` are rotated, so that none is still in the cache when its turn comes."""
-    fill = -(-s.cold // nbytes) if s.cold else 1
-    return max(1, min(fill, MOST_COPIES), 3 if 3 * nbytes <= FEW_BYTES else 1)
+    return max(1, min(-(-s.cold // nbytes), MOST_COPIES), s.rotated if s.rotated * nbytes <= FEW_BYTES else 1)
 
 
 def items(s: Scale) -> Iterator[Row]:
