@@ -143,7 +143,7 @@ def _require_possible(args: argparse.Namespace) -> None:
     if not backend.available:
         raise IncompatibleError(
             f"Engines for {args.gpu} need the {name} backend, which is not part of this version.",
-            "Build with --cpu: that engine runs on any x86-64 or ARM machine with ONNX Runtime.",
+            "Leave --backend out: the cuda backend builds for that GPU.",
         )
     if args.dtype and args.dtype not in backend.dtypes:
         raise UsageError(

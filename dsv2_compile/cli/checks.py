@@ -41,6 +41,7 @@ class Package:
 
 REQUIRED = {
     "huggingface-hub": Package("huggingface_hub", "1.0", "3", "models from the hub"),
+    "ml-dtypes": Package("ml_dtypes", "0.4", "", "build for a GPU"),
     "numpy": Package("numpy", "1.26", "", "everything"),
     "onnx": Package("onnx", "1.19", "2", "build"),
     "onnxruntime": Package("onnxruntime", "1.32", "2", "run, verify, build"),
@@ -48,11 +49,12 @@ REQUIRED = {
     "sympy": Package("sympy", "1.13", "", "build"),
     "tokenizers": Package("tokenizers", "0.21", "1", "run with text"),
     "torch": Package("torch", "2.11", "2.14", "build"),
+    "triton": Package("triton", "3.6", "3.9", "build for a GPU"),
 }
 OPTIONAL = {
     "matplotlib": Package("matplotlib", "3.8", "", "verify --report FILE.png"),
-    "triton": Package("triton", "3.6", "3.9", "GPU backend, not part of this version"),
-    "cuda-core": Package("cuda.core", "1.2", "2", "GPU backend, not part of this version"),
+    "cuda-core": Package("cuda.core", "1.2", "2", "running GPU engines"),
+    "cuda-bindings": Package("cuda.bindings", "12.9", "14", "running GPU engines"),
     "tensorrt": Package("tensorrt", "11.4", "12", "TensorRT backend, not part of this version"),
 }
 PYTHON = (3, 11)

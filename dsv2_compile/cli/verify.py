@@ -10,10 +10,10 @@ from dsv2_compile.cli.command import Command, Result, engine_argument, quiet_dow
 from dsv2_compile.cli.output import Console
 from dsv2_compile.engine import integrity
 from dsv2_compile.errors import NumericError, UsageError
-from dsv2_compile.progress import Progress
 
 if TYPE_CHECKING:
     from dsv2_compile.checkpoint import Checkpoint
+    from dsv2_compile.progress import Progress
     from dsv2_compile.verify import Report
 
 REPORTS = (".html", ".svg")

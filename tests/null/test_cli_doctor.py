@@ -59,7 +59,7 @@ def test_a_package_that_is_missing_or_out_of_range_fails(monkeypatch):
     torch = checks._required("torch", checks.REQUIRED["torch"], object())
     assert (torch.state, torch.found) == ("fail", "2.4.0 is outside torch>=2.11,<2.14")
     assert checks._required("sympy", checks.REQUIRED["sympy"], None).found == "not installed, needed to build"
-    assert checks._optional("triton", checks.OPTIONAL["triton"]).state == "warn"
+    assert checks._optional("cuda-bindings", checks.OPTIONAL["cuda-bindings"]).state == "warn"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ REFUSED = {
     "build m --gpu h800 -o e --portable": (2, "--portable has no effect for backend cuda"),
     "build m --gpu voodoo2 -o e": (2, "unknown target 'voodoo2'"),
     "build m --gpu cpu -o e": (2, "cpu is not a GPU"),
-    "build m --gpu h800 -o e": (5, "cuda backend, which is not part of this version"),
+    "build m --gpu h800 -o e --backend tensorrt": (5, "tensorrt backend, which is not part of this version"),
     "build m --gpu b200 -o e --backend tensorrt": (5, "tensorrt backend, which is not part of this version"),
     "verify e --report r.pdf": (2, "report r.pdf cannot be written"),
     "verify e --report /no/such/r.html": (2, "cannot be a file"),
@@ -82,9 +82,9 @@ def test_an_unknown_target_is_told_the_known_ones(capsys):
     assert "h800, h100, h200" in err
 
 
-def test_what_a_gpu_target_is_told_to_do(capsys):
-    assert main(["build", "m", "--gpu", "h800", "-o", "e"]) == 5
-    assert "Build with --cpu" in capsys.readouterr().err
+def test_what_another_backend_is_told_to_do(capsys):
+    assert main(["build", "m", "--gpu", "h800", "-o", "e", "--backend", "tensorrt"]) == 5
+    assert "Leave --backend out" in capsys.readouterr().err
 
 
 ANYWHERE = [
