@@ -28,6 +28,8 @@ from dsv2_compile.weights import Recipe
 DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 """Names on the command line and in manifests, and Triton's."""
 TOOLS = ("torch", "triton", "numpy", "safetensors")
+MOST_SEQUENCES = 1024
+"""Kernels look a row's sequence up among all at once."""
 DECODE_FORMS = ("absorbed", "merged")
 
 __all__ = ["make", "verify"]
@@ -66,6 +68,11 @@ def _target(request: BuildRequest) -> Target:
         raise UsageError(
             f"{gpu.name} does not compute in {request.dtype}",
             f"use --dtype {', '.join(n for n, short in DTYPES.items() if short in gpu.architecture.dtypes)}",
+        )
+    if request.max_batch_size > MOST_SEQUENCES:
+        raise UsageError(
+            f"--max-batch-size {request.max_batch_size} is more than a GPU engine takes",
+            f"give 1 to {MOST_SEQUENCES} sequences",
         )
     for phase, form in request.mla_form.items():
         allowed = DECODE_FORMS if phase == "decode" else ("expanded",)

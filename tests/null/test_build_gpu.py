@@ -162,6 +162,7 @@ REFUSED = {
     "absorbed prefill": (["--gpu", "h800", "--mla-form", "prefill=absorbed"], 2, "prefill may be expanded"),
     "more positions than the model has": (["--gpu", "h800", "--max-seq-len", "999999"], 2, "outside"),
     "a batch of none": (["--gpu", "h800", "--max-batch-size", "0"], 2, ""),
+    "too large a batch": (["--gpu", "h800", "--max-batch-size", "5000"], 2, "1 to 1024"),
     "CPU backend for a GPU": (["--gpu", "h800", "--backend", "onnxruntime"], 2, "is for CPUs"),
 }
 
