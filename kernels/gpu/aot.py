@@ -25,11 +25,13 @@ Named: TypeAlias = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Job:
-    """``signature``: run-time arguments in order, name and Triton type. ``constants``: all others of the source.
-    ``aligned``: arguments claimed to be multiples of `ALIGNMENT`."""
+    """``source``: digest of the function with all it calls. ``signature``: run-time arguments in order, name and
+    Triton type. ``constants``: all others of the source. ``aligned``: arguments claimed to be multiples of
+    `ALIGNMENT`."""
 
     module: str
     function: str
+    source: str
     signature: tuple[tuple[str, str], ...]
     constants: Named
     options: Named
@@ -68,6 +70,7 @@ def job(
     return Job(
         module=kernel.fn.__module__,
         function=kernel.fn.__name__,
+        source=kernel.fn.cache_key,
         signature=tuple((n, f"*{dtype}" if k == "*T" else k) for n, k in kernel.args.items()),
         constants=tuple(sorted(constants.items())),
         options=(*kernel.options(config).items(), ("enable_fp_fusion", True)),
@@ -76,19 +79,18 @@ def job(
     )
 
 
-def function(job: Job) -> Any:
-    """The Triton function that ``job`` compiles."""
-    return getattr(importlib.import_module(job.module), job.function)
-
-
 def build(job: Job) -> Cubin:
-    """Compile; nothing is taken from Triton's own cache. Raises what the compiler raises."""
+    """Compile; nothing is taken from Triton's own cache. Raises what the compiler raises, and ValueError if the source
+    is no longer what the job was made from."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    function = getattr(importlib.import_module(job.module), job.function)
+    if function.cache_key != job.source:
+        raise ValueError(f"the source of {job.function} has changed since the build began")
     source = ASTSource(
-        function(job),
+        function,
         signature={**dict(job.signature), **{n: "constexpr" for n, _ in job.constants}},
         constexprs=dict(job.constants),
         attrs={(i,): [["tt.divisibility", ALIGNMENT]] for i, (n, _) in enumerate(job.signature) if n in job.aligned},

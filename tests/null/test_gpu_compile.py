@@ -232,6 +232,7 @@ def test_whatever_changes_the_bytes_changes_the_key():
     compilers = toolchain(H800)
     keys = {"itself": of(double()), **{name: of(r) for name, r in CHANGES.items()}}
     keys["capability"] = of(double(), A100, compilers)
+    keys["source"] = of(double(), source="another")
     keys["fusion"] = of(double(), options=(("num_warps", 4), ("num_stages", 1), ("enable_fp_fusion", False)))
     keys["Triton"] = of(double(), compilers=replace(compilers, triton="another version"))
     keys["ptxas"] = of(double(), compilers=replace(compilers, ptxas="another build"))
@@ -245,7 +246,7 @@ def test_each_architecture_names_its_own_ptxas():
 
 
 TREE = """
-import hashlib, json, re
+import copied, hashlib, json, re
 from dsv2_compile.backends.cuda.build_cache import key
 from dsv2_compile.backends.cuda.toolchain import toolchain
 from dsv2_compile.kernels.gpu.aot import Job, build
@@ -253,7 +254,8 @@ from dsv2_compile.targets import target
 found = {}
 for name in ("h800", "b200"):
     gpu = target(name)
-    job = Job("copied", "double", (("x", "*bf16"), ("out", "*bf16"), ("n", "i32")), (("BLOCK", 256),),
+    args = ("x", "*bf16"), ("out", "*bf16"), ("n", "i32")
+    job = Job("copied", "double", copied.double.cache_key, args, (("BLOCK", 256),),
               (("num_warps", 4), ("num_stages", 1)), ("x", "out"), gpu.capability)
     image = build(job).image
     texts = [t for t in re.findall(rb"[ -~]{5,}", image) if not t.startswith(b"Build cuda_")]
@@ -279,6 +281,15 @@ def test_the_source_decides_the_bytes_and_the_key_not_where_it_lies(tmp_path):
     for name in first:
         assert first[name][2] == [], "no path, no file name"
         assert other[name][0] != first[name][0] and other[name][1] != first[name][1]
+
+
+def test_a_source_that_changes_while_it_compiles_is_not_cached(cache, monkeypatch):
+    """The compiler imports what is on disk, here something else than the key was made of."""
+    work = aot.job(DOUBLE, {}, DOUBLE.default({}, H800), "bf16", H800)
+    monkeypatch.setattr(stage, "job", lambda *args: replace(work, source="another"))
+    (found,) = compile_fakes([double()], cache)
+    assert found.reason == "ValueError: the source of double has changed since the build began"
+    assert not any(p.is_file() for p in cache.folder.rglob("*"))
 
 
 def test_variables_of_the_environment_do_not_reach_compilers(cache, monkeypatch):

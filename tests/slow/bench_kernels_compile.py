@@ -53,8 +53,9 @@ def measure(models: list[str], rows: list[int], gpu: Target, dtype: str, cache: 
         "capability": gpu.capability,
         "ptxas": toolchain(gpu).ptxas,
         "wall_seconds": round(seconds, 1),
-        "compiled_here": sum(not c.cached for c in results),
         "kernels": len(results),
+        "from_cache": sum(c.cached for c in results),
+        "distinct_cubins": len({c.cubin.image for c in results if c.cubin}),
         "refused": [f"{c.request.kernel}: {c.reason}" for c in results if not c.ok],
         "spilling": [
             f"{c.request.kernel}, {places[c.request][0]['what']}: {c.report.spills} bytes"

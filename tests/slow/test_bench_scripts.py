@@ -60,7 +60,8 @@ def test_decode(figures, tmp_path):
 def test_kernels_compile(figures):
     found = figures("bench_kernels_compile", "--models", "tiny-lite", "--targets", "h800", "a100", "--rows", "1", "16")
     assert [t["target"] for t in found["targets"]] == ["h800", "a100"] and found["skipped"] == []
-    assert all(t["kernels"] == t["compiled_here"] > 10 and t["refused"] == [] for t in found["targets"])
+    assert all(t["kernels"] >= t["distinct_cubins"] > 10 for t in found["targets"])
+    assert all((t["from_cache"], t["refused"]) == (0, []) for t in found["targets"])
     for row in found["kernels"]:
         assert row["registers"] > 0 and row["cubin_bytes"] > 1000 and row["blocks_per_sm"] > 0 and row["seconds"] > 0
         assert all(place["model"] == "tiny-lite" for place in row["used_for"])
