@@ -9,6 +9,8 @@ from dsv2_compile.cli.format import table
 from dsv2_compile.gpu_check.options import ERROR, OK, REFUSED, SKIPPED, WRONG, Row
 
 _MOST_REASON = 160
+_MOST_ROWS = 200
+"""Of a part."""
 
 
 def text(report: Row) -> str:
@@ -29,10 +31,12 @@ def _part(letter: str, part: Row) -> Iterator[list[str]]:
         for kernel, found in part["summary"].items():
             worst = f"{found['worst']:.2f} of the limit"
             yield ["a", kernel, f"{_counts(found)}, at most {worst}", "", "", ""]
-    for r in part["rows"]:
-        quiet = r["status"] in (OK, REFUSED, SKIPPED) if letter == "a" else r["status"] == SKIPPED
-        if not quiet:
-            yield [letter, r["id"], _result(r), *_figures(r)]
+    quiet = (OK, REFUSED, SKIPPED) if letter == "a" else (SKIPPED,)
+    told = [r for r in part["rows"] if r["status"] not in quiet]
+    for r in told[:_MOST_ROWS]:
+        yield [letter, r["id"], _result(r), *_figures(r)]
+    if len(told) > _MOST_ROWS:
+        yield [letter, f"and {len(told) - _MOST_ROWS} more", "", "", "", ""]
     yield [letter, part["title"], f"{_counts(part['counts'])}, {part['seconds']} s", "", "", ""]
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from dsv2_compile.gpu_check import decode, device, isolated, kernels, machine, roofline, scale
+from dsv2_compile.gpu_check import engines as gpu_engines
 from dsv2_compile.gpu_check.__main__ import main
 from dsv2_compile.gpu_check.options import Options
 from dsv2_compile.gpu_check.run import check, verdict
@@ -114,6 +115,13 @@ def test_the_costs_of_a_plan_are_those_of_its_build(engines):
         found = list(roofline.launch_costs(plan, program, symbols))
         told = [(x["what"], x["bytes"], x["flops"]) for x in expected["launches"]]
         assert [(c.what, c.bytes, c.flops) for c in found] == told
+
+
+def test_on_a_gpu_an_engine_is_not_proven_by_the_host(engines, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for what in ("against eager", "same bits"):
+        with pytest.raises(machine.IncompatibleError):
+            gpu_engines.run(Options(), {"engine": str(engines[0]), "what": what})
 
 
 # processes
