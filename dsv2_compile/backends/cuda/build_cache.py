@@ -20,13 +20,13 @@ from dsv2_compile.backends.cuda.toolchain import Toolchain
 from dsv2_compile.kernels.gpu.aot import Cubin, Job
 
 VARIABLE = "DSV2_CACHE_DIR"
-FORMAT = 1
+FORMAT = 2
 """To be raised when entries or what is read from a cubin change."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """``seconds``: what compiling took."""
+    """``seconds``: processor time of compiling and examining."""
 
     cubin: Cubin
     usage: Usage

@@ -23,8 +23,8 @@ from dsv2_compile.targets import Target
 @dataclass(frozen=True)
 class Compiled:
     """``reason``: why it cannot be launched, empty if it can; ``log``: what a compiler that failed has printed.
-    ``cubin``, ``usage`` and ``report`` are there unless compiling failed. ``seconds``: what compiling took, in
-    another run if ``cached``."""
+    ``cubin``, ``usage`` and ``report`` are there unless compiling failed. ``seconds``: processor time of
+    compiling, in another run if ``cached``."""
 
     request: Request
     cubin: Cubin | None = None
@@ -60,7 +60,7 @@ def compile_all(
     *,
     workers: int | None = None,
     cache: BuildCache | None = None,
-    timeout: float = 120.0,
+    timeout: float = 600.0,
     progress: Progress = silent,
     kernels: Mapping[str, Kernel] = KERNELS,
 ) -> list[Compiled]:

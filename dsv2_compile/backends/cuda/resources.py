@@ -28,5 +28,5 @@ def row(compiled: Compiled, target: Target) -> dict[str, Any]:
         "matrix": report and report.matrix,
         "blocks_per_sm": report and report.blocks_per_sm,
         "cubin_bytes": cubin and len(cubin.image),
-        "seconds": round(compiled.seconds, 3),
+        "processor_seconds": round(compiled.seconds, 3),
     }
