@@ -22,8 +22,9 @@ Bytes = NDArray[np.uint8]
 
 
 class RecordingDriver:
-    """``fails``: operation -> code of the DriverError that it raises. ``calls``: operations in the order they were
-    asked for; ``ran``: launches in the order they were done, as (kernel, grid, threads, shared, args)."""
+    """``fails``: operation, or as "alloc 3" the third of them -> code of the DriverError that it raises. ``calls``:
+    operations in the order they were asked for; ``ran``: launches in the order they were done, as (kernel, grid,
+    threads, shared, args)."""
 
     name, version = "no GPU", "13.0"
 
@@ -43,8 +44,9 @@ class RecordingDriver:
     def _call(self, operation: str, *what: Any) -> None:
         assert not self.closed, operation
         self.calls.append((operation, *what))
-        if operation in self.fails:
-            raise DriverError(self.fails[operation], "as the test wants")
+        for failing in (operation, f"{operation} {self.count(operation)}"):
+            if failing in self.fails:
+                raise DriverError(self.fails[failing], "as the test wants")
 
     def count(self, operation: str) -> int:
         return sum(c[0] == operation for c in self.calls)
@@ -59,6 +61,7 @@ class RecordingDriver:
     def alloc(self, nbytes: int) -> int:
         self._call("alloc", nbytes)
         block = aligned(nbytes)
+        block[:] = 0
         self.blocks[block.ctypes.data] = block
         return block.ctypes.data
 
