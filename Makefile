@@ -17,7 +17,7 @@ engine: $(VENV)/installed
 	$(DSV2) verify $(WORK)/engine --checkpoint $(WORK)/checkpoint --report $(WORK)/report.html
 	$(DSV2) run $(WORK)/engine "The cache of a latent attention layer" --max-new-tokens 48
 	$(DSV2) synth tiny --set layers=2 -o $(WORK)/small
-	$(DSV2) build $(WORK)/small --gpu h800 -o $(WORK)/h800 --max-batch-size 4 --max-seq-len 1024 --no-verify
+	$(DSV2) build $(WORK)/small --gpu h800 -o $(WORK)/h800 --max-batch-size 4 --max-seq-len 1024
 	$(DSV2) verify $(WORK)/h800
 
 test: $(VENV)/tested lint
