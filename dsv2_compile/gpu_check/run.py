@@ -23,6 +23,8 @@ FILE = "gpu_check.json"
 PASSED, FAILED, INCOMPATIBLE, NO_TIME = 0, 4, 5, 6
 """Exit codes."""
 MACHINE_SECONDS = 60.0
+HOST_PATIENCE = 20
+"""Times as long as on a GPU an item may take on the host."""
 ENDING = 3.0
 """Seconds kept for the end."""
 
@@ -94,10 +96,11 @@ def _part(letter: str, options: Options, deadline: float) -> Row:
             until = begin + part.compiling * (deadline - begin)
             row["compiled"] = compiling.compile_ahead(module.requests(options, todo), options.target, until)
         workers = 2 if options.host and part.workers > 1 else part.workers
+        timeout = part.timeout * (HOST_PATIENCE if options.host else 1)
         known = [r for r in todo if "status" in r]
         waiting = [r for r in todo if "status" not in r]
         groups = list(module.groups(waiting)) if hasattr(module, "groups") else [waiting]
-        rows = known + [r for g in groups for r in isolated.run(name, options, g, deadline, workers, part.timeout)]
+        rows = known + [r for g in groups for r in isolated.run(name, options, g, deadline, workers, timeout)]
         row |= {"rows": rows, "counts": Counter(r["status"] for r in rows), "summary": module.summary(rows)}
     except Exception as e:  # one part must not cost the others
         row |= {"rows": [{"id": part.module, **failure(e)}], "counts": {ERROR: 1}, "summary": {}}
