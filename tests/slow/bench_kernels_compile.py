@@ -2,7 +2,8 @@
 
     python -m tests.slow.bench_kernels_compile [--out FILE] [--models v2 lite] [--targets h800 ...] [--rows 1 32 4096]
 
-Nothing is launched: registers, shared memory and instructions are read from the cubins.
+Nothing is launched: registers, shared memory and instructions are read from the cubins. Wall time of a target is that
+of a machine that may have been busy with other things; processor time of a kernel is not.
 """
 
 from __future__ import annotations
