@@ -200,7 +200,7 @@ def _built(report: BuildReport, console: Console) -> Result:
 def _next(manifest: Manifest, engine: Path) -> str:
     if manifest.backend == "onnxruntime":
         return f"next: dsv2-compile run {engine} 'some text'"
-    return f"next: dsv2-compile inspect {engine} --launches, and {manifest.target} to run it"
+    return f"next: dsv2-compile inspect {engine} --launches; it runs on GPUs of the kind of {manifest.target}"
 
 
 def _rejected(report: BuildReport) -> NumericError:
