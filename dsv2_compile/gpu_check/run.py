@@ -22,7 +22,7 @@ SCHEMA = "dsv2/gpu-check/1"
 FILE = "gpu_check.json"
 PASSED, FAILED, INCOMPATIBLE, NO_TIME = 0, 4, 5, 6
 """Exit codes."""
-MACHINE_SECONDS = 60.0
+MACHINE_SECONDS = 120.0
 HOST_PATIENCE = 20
 """Times as long as on a GPU an item may take on the host."""
 ENDING = 3.0
@@ -81,7 +81,9 @@ def check(options: Options, out: Path, letters: Sequence[str], budget: float, to
 
 
 def _machine(options: Options, deadline: float) -> Row:
-    (found,) = isolated.run("dsv2_compile.gpu_check.machine", options, machine.items(options), deadline, 1, 60.0)
+    (found,) = isolated.run(
+        "dsv2_compile.gpu_check.machine", options, machine.items(options), deadline, 1, MACHINE_SECONDS
+    )
     return found
 
 
