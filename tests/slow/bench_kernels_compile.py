@@ -68,6 +68,15 @@ def measure(models: list[str], rows: list[int], gpu: Target, dtype: str, cache: 
     }
 
 
+def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for all targets that share it: parts of one architecture mostly do."""
+    found: dict[str, dict[str, Any]] = {}
+    for r in rows:
+        rest = {k: v for k, v in r.items() if k != "target"}
+        found.setdefault(json.dumps(rest, sort_keys=True), {"targets": [], **rest})["targets"].append(r["target"])
+    return list(found.values())
+
+
 def main() -> None:
     parser = arguments("kernels_compile", __doc__)
     parser.add_argument("--models", nargs="+", default=["v2", "lite"])
@@ -83,7 +92,7 @@ def main() -> None:
                 run = measure(args.models, args.rows, target(name), args.dtype, BuildCache(Path(folder)))
                 runs.append(run)
                 note(json.dumps({k: v for k, v in run.items() if k != "rows"}))
-    rows = [r for run in runs for r in run.pop("rows")]
+    rows = merged([r for run in runs for r in run.pop("rows")])
     compiler = toolchain(target(args.targets[0])).triton
     save(args.out, triton=compiler, dtype=args.dtype, targets=runs, skipped=budget.skipped, kernels=rows)
 
