@@ -46,7 +46,7 @@ def lowered(
 def plan_of(drafts: dict[str, Draft], dtype: str, positions: int, gpu: str = "h800") -> Plan:
     named = {(p, p): draft for p, draft in drafts.items()}
     return emit.plan(
-        target(gpu), dtype, PAGE, math.ceil(positions / PAGE), named, emit.uncompiled(emit.requests(drafts))
+        target(gpu), dtype, PAGE, math.ceil(positions / PAGE), named, emit.uncompiled(emit.requests(drafts.values()))
     )
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from dsv2_compile.engine.placement import Placement
 from dsv2_compile.plan.check import problems
+from dsv2_compile.plan.dtypes import NAMES, NUMPY
 from dsv2_compile.plan.expr import cdiv, symbol
 from dsv2_compile.plan.plan import Buffer, KernelEntry, Launch, Plan, PlanProgram, Pointer
-from dsv2_compile.runtime.native.memory import NUMPY, STORED
 
 Arrays = dict[str, NDArray[Any]]
 ROWS, BATCH, CONTEXT, SLOTS = map(symbol, ("rows", "batch", "context", "slots"))
@@ -91,7 +91,7 @@ def tiny(dtype: str) -> tuple[Plan, Any]:
         (phase, phase): lower(program(config, phase, 64 * PAGES), phase, gpu, dtype, limits, PAGES)
         for phase, limits in LIMITS.items()
     }
-    entries = emit.uncompiled(emit.requests({name: d for (name, _), d in drafts.items()}))
+    entries = emit.uncompiled(emit.requests(drafts.values()))
     plan = emit.plan(gpu, dtype, 64, PAGES, drafts, entries)
     assert not list(problems(plan)), list(problems(plan))
     return plan, config
@@ -129,7 +129,7 @@ def write_engine(root: Path, plan: Plan, weights: Mapping[str, NDArray[Any]]) ->
         data = bytearray(b"\xee" * 64)
         for name in names:
             w = weights[name]
-            placed[name] = Placement(file, len(data), w.nbytes, STORED[dtypes[name]], w.shape)
+            placed[name] = Placement(file, len(data), w.nbytes, NAMES[dtypes[name]], w.shape)
             data += w.tobytes()
         (root / file).write_bytes(data)
     return placed

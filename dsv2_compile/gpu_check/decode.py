@@ -25,10 +25,11 @@ from dsv2_compile.gpu_check.options import ERROR, OK, SKIPPED, WRONG, Options, R
 from dsv2_compile.gpu_check.peers import MODES, Peer
 from dsv2_compile.gpu_check.timing import against, spread
 from dsv2_compile.plan import text
+from dsv2_compile.plan.dtypes import ITEM_BYTES, NAMES
 from dsv2_compile.plan.pack import pack
-from dsv2_compile.plan.plan import FILE, ITEM_BYTES, Plan, PlanProgram
+from dsv2_compile.plan.plan import FILE, Plan, PlanProgram
 from dsv2_compile.runtime.native.cuda import CudaExecutor
-from dsv2_compile.runtime.native.memory import STORED, cache_buffer
+from dsv2_compile.runtime.native.memory import cache_buffer
 from dsv2_compile.targets import target
 
 STEPS, CALLS = 50, 10
@@ -207,7 +208,7 @@ def random_weights(folder: Path, plan: Plan, where: torch.device) -> dict[str, P
         for i, name in enumerate(names):
             b = buffers[name]
             shape = tuple(int(str(d)) for d in b.shape)
-            placed[name] = Placement(str(file), i * STAGGER, b.nbytes({}), STORED[dtype], shape)
+            placed[name] = Placement(str(file), i * STAGGER, b.nbytes({}), NAMES[dtype], shape)
     return placed
 
 

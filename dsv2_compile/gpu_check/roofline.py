@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.kernels.gpu.kernel import KERNELS
+from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.plan.expr import evaluate
-from dsv2_compile.plan.plan import ITEM_BYTES, KernelEntry, Launch, Plan, PlanProgram, Pointer
+from dsv2_compile.plan.plan import KernelEntry, Launch, Plan, PlanProgram, Pointer
 
 
 @dataclass(frozen=True)

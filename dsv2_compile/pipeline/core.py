@@ -140,11 +140,7 @@ def _json(data: Any) -> bytes:
 
 def _fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
     """Names what the weight files hold: the checkpoint's files as they lie there, and how they are written."""
-    h = hashlib.sha256(json.dumps(checkpoint.config.to_json(), sort_keys=True).encode())
-    for path in sorted(checkpoint.path.iterdir()):
-        if path.is_file():
-            stat = path.stat()
-            h.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    h = hashlib.sha256(unchanged.state(checkpoint))
     how = (__version__, request.backend, request.dtype, request.max_seq_len, sorted(request.mla_form.items()))
     h.update(repr((how, request.portable)).encode())
     return h.hexdigest()

@@ -16,6 +16,7 @@ from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.pipeline.artifact import Artifact
 from dsv2_compile.pipeline.cuda_plan import plan_of, programs_of
 from dsv2_compile.pipeline.cuda_proof import verify
+from dsv2_compile.plan.dtypes import NAMES, SHORT
 from dsv2_compile.plan.expr import Expr
 from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.plan.text import to_bytes
@@ -25,8 +26,7 @@ from dsv2_compile.request import BuildRequest
 from dsv2_compile.targets import GPUS, Target, target
 from dsv2_compile.weights import Recipe
 
-DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
-"""Names on the command line and in manifests, and Triton's."""
+DTYPES = ("bfloat16", "float16")
 TOOLS = ("torch", "triton", "numpy", "safetensors")
 MOST_SEQUENCES = 1024
 """Kernels look a row's sequence up among all at once."""
@@ -44,7 +44,7 @@ def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Arti
     recipes = _recipes(compiled)
     if not request.no_weights:
         _require_room(config, gpu, recipes, dtype, positions)
-    planned = plan_of(compiled, gpu, DTYPES[dtype], request.max_batch_size, positions, progress)
+    planned = plan_of(compiled, gpu, SHORT[dtype], request.max_batch_size, positions, progress)
     report = (json.dumps(planned.report, indent=1) + "\n").encode()
     files = {FILE: to_bytes(planned.plan), **planned.images, costs.FILE: report}
     return Artifact(
@@ -63,12 +63,9 @@ def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Arti
 
 def _target(request: BuildRequest) -> Target:
     gpu = target(request.gpu or "")
-    dtype = DTYPES.get(request.dtype or "bfloat16", "")
-    if dtype not in gpu.architecture.dtypes:
-        raise UsageError(
-            f"{gpu.name} does not compute in {request.dtype}",
-            f"use --dtype {', '.join(n for n, short in DTYPES.items() if short in gpu.architecture.dtypes)}",
-        )
+    possible = [n for n in DTYPES if SHORT[n] in gpu.architecture.dtypes]
+    if (request.dtype or "bfloat16") not in possible:
+        raise UsageError(f"{gpu.name} does not compute in {request.dtype}", f"use --dtype {' or '.join(possible)}")
     if request.max_batch_size > MOST_SEQUENCES:
         raise UsageError(
             f"--max-batch-size {request.max_batch_size} is more than a GPU engine takes",
@@ -94,7 +91,6 @@ def _recipes(compiled: Compiled) -> dict[str, Recipe]:
 
 def _entry(plan: Plan, name: str, compiled: Compiled) -> ProgramEntry:
     program = plan.programs[name]
-    long = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "i32": "int32"}
 
     def dim(size: int | Expr) -> int | str:
         if isinstance(size, int):
@@ -103,7 +99,7 @@ def _entry(plan: Plan, name: str, compiled: Compiled) -> ProgramEntry:
 
     def tensors(place: str) -> dict[str, TensorEntry]:
         return {
-            n: TensorEntry(long[b.dtype], tuple(map(dim, b.shape)))
+            n: TensorEntry(NAMES[b.dtype], tuple(map(dim, b.shape)))
             for n, b in program.buffers.items()
             if b.place == place
         }

@@ -75,7 +75,7 @@ def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positio
     choice = Choice()
     for _ in range(ROUNDS):
         drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress, choice)
-        built = compile_all(emit.requests({name: d for (name, _), d in drafts.items()}), gpu, progress=progress)
+        built = compile_all(emit.requests(drafts.values()), gpu, progress=progress)
         wanting = [k.request for k in built if not k.ok or (k.report and k.report.spills)]
         if not wanting:
             break
@@ -96,7 +96,7 @@ def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positio
 def uncompiled(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress) -> Plan:
     """The same plan for the host alone, which needs no cubin."""
     drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress, Choice())
-    entries = emit.uncompiled(emit.requests({name: d for (name, _), d in drafts.items()}))
+    entries = emit.uncompiled(emit.requests(drafts.values()))
     return emit.plan(gpu, dtype, PAGE, pages_of(positions), drafts, entries)
 
 

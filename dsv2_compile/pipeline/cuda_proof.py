@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsv2_compile.backends.cuda.host import NUMPY, Arrays, HostExecutor
+from dsv2_compile.backends.cuda.host import Arrays, HostExecutor
 from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.compiler import Compiled
@@ -21,6 +21,7 @@ from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.engine.writer import EngineWriter
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.pipeline.cuda_plan import programs_of, uncompiled
+from dsv2_compile.plan.dtypes import NUMPY, SHORT
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.plan.text import parse
@@ -47,7 +48,6 @@ MOST_PAGES = 68
 """Pages of a sequence that the check needs: its far path ends near position 4,300."""
 TWIN_POSITIONS = 4300
 """So that the far path passes the 4096 positions after which YaRN scales."""
-_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
 
 
 def blocks(plan: Plan) -> int:
@@ -77,7 +77,7 @@ def on_twin(manifest: Manifest, forms: Mapping[str, str], progress: Progress) ->
     positions = min(manifest.max_seq_len, TWIN_POSITIONS)
     batch = min(manifest.max_batch_size, plans.SEQUENCES)
     compiled = programs_of(twin, gpu, positions, forms, progress, check=False)
-    plan = uncompiled(compiled, gpu, _SHORT[manifest.dtype], batch, positions, progress)
+    plan = uncompiled(compiled, gpu, SHORT[manifest.dtype], batch, positions, progress)
     source = RandomWeights(twin, 0)
     golden = make_golden(twin, source, manifest.dtype, batch, positions, progress=progress, steps=STEPS)
     held = stored(compiled, plan, source, getattr(torch, manifest.dtype))
@@ -145,6 +145,6 @@ def _gpu(plan: Plan, root: Path, manifest: Manifest, slots: int) -> Any:
 def weights(root: Path, manifest: Manifest) -> Arrays:
     """Every weight, mapped; bf16 as its bits."""
     return {
-        name: np.memmap(root / w.file, NUMPY[_SHORT[w.dtype]], "r", w.offset, w.shape)
+        name: np.memmap(root / w.file, NUMPY[SHORT[w.dtype]], "r", w.offset, w.shape)
         for name, w in manifest.weights.items()
     }

@@ -15,25 +15,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import dsv2_compile
-from dsv2_compile.backends.cuda.build_cache import default_folder
+from dsv2_compile.cache_folder import cache_folder
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.manifest import FILE_NAME, Manifest
 from dsv2_compile.errors import Dsv2Error
 from dsv2_compile.request import BuildRequest
 
+FOLDER = "builds"
 TOOLS = ("torch", "onnx", "onnxruntime", "triton", "numpy", "safetensors", "ml-dtypes")
 
 
-def fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
-    """SHA-256 over all that a build reads; files of the checkpoint by size and time of change."""
-    h = hashlib.sha256(json.dumps(checkpoint.config.to_json(), sort_keys=True).encode())
+def state(checkpoint: Checkpoint) -> bytes:
+    """The configuration, and the files as they lie there, by size and time of change."""
+    lines = [json.dumps(checkpoint.config.to_json(), sort_keys=True)]
     for path in sorted(checkpoint.path.iterdir()):
         if path.is_file():
             stat = path.stat()
-            h.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            lines.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+    return "\n".join(lines).encode()
+
+
+def fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
+    """SHA-256 over all that a build reads."""
+    h = hashlib.sha256(state(checkpoint))
     asked = replace(request, model="", output=Path(), force=False, dump_ir=None)
-    h.update(repr((asked, sorted(request.mla_form.items()), [_version(t) for t in TOOLS])).encode())
+    h.update(repr((asked, [_version(t) for t in TOOLS])).encode())
     root = Path(dsv2_compile.__file__).parent
     for folder, folders, names in os.walk(root, followlinks=True):
         folders.sort()
@@ -45,7 +52,7 @@ def fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
 def find(digest: str, output: Path) -> Manifest | None:
     """The manifest of the engine at ``output`` if a build of the same inputs made it and every file is as it was."""
     try:
-        noted = (default_folder().parent / "builds" / digest).read_text()
+        noted = (cache_folder(FOLDER) / digest).read_text()
         if noted != hashlib.sha256((output / FILE_NAME).read_bytes()).hexdigest():
             return None
         manifest = integrity.read_manifest(output)
@@ -58,7 +65,7 @@ def find(digest: str, output: Path) -> Manifest | None:
 def note(digest: str, output: Path) -> None:
     """Remember that these inputs gave the engine at ``output``. A cache that cannot be written costs nothing else."""
     try:
-        folder = default_folder().parent / "builds"
+        folder = cache_folder(FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{digest}"
         temporary.write_text(hashlib.sha256((output / FILE_NAME).read_bytes()).hexdigest())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.plan.expr import Size, evaluate, symbols_of
 from dsv2_compile.plan.plan import (
     ALIGNMENT,
-    ITEM_BYTES,
     PLACES,
     SYMBOLS,
     Buffer,

@@ -55,6 +55,10 @@ def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _slots(tables: Ints, positions: Sequence[NDArray[np.int64]], page: int) -> NDArray[np.int64]:
     """Rows of the cache at ``positions[b]`` of each sequence."""
-    return np.concatenate(
-        [t[p // page].astype(np.int64) * page + p % page for t, p in zip(tables, positions, strict=True)]
-    )
+    return np.concatenate([cache_rows(t, p, page) for t, p in zip(tables, positions, strict=True)])
+
+
+def cache_rows(table: Ints, positions: NDArray[np.int64], page: int) -> NDArray[np.int64]:
+    """Rows of the cache at ``positions`` of the sequence whose pages are ``table``."""
+    found: NDArray[np.int64] = table[positions // page].astype(np.int64) * page + positions % page
+    return found

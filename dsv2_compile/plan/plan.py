@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.plan.expr import Size, evaluate
 
 SCHEMA = "dsv2/plan/1"
 FILE = "plan.json"
 SYMBOLS = frozenset({"rows", "batch", "context", "slots"})
 """New tokens of all sequences; sequences; visible positions of all sequences, new ones included; rows of the cache."""
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "i32": 4}
 PLACES = ("input", "output", "weight", "cache", "arena")
 ALIGNMENT = 256
 """Of every buffer, bytes."""
@@ -104,6 +104,13 @@ class Plan:
     pages: int
     kernels: tuple[KernelEntry, ...]
     programs: Mapping[str, PlanProgram]
+
+    def program_for(self, phase: str, rows: int, batch: int, context: int) -> str | None:
+        """Name of the program that serves ``phase``; where prefill cannot expand the context, extend does."""
+        sizes = {"rows": rows, "batch": batch}
+        if phase == "decode":
+            return self.smallest("decode", **sizes)
+        return self.smallest("prefill", **sizes, context=context) or self.smallest("extend", **sizes)
 
     def smallest(self, phase: str, **sizes: int) -> str | None:
         """Name of the first program of ``phase`` whose limits hold ``sizes``."""

@@ -77,7 +77,7 @@ def run(
     version = ".".join(triton.__version__.split(".")[:2])
     if version not in SUPPORTED:
         raise IncompatibleError(
-            f"kernels run on the host with triton {' to '.join(SUPPORTED[:: len(SUPPORTED) - 1])}, this is {version}",
+            f"kernels run on the host with triton {SUPPORTED[0]} to {SUPPORTED[-1]}, this is {version}",
             "install triton 3.7.1",
         )
     dims = (*grid, 1, 1)[:3]

@@ -17,10 +17,11 @@ import pytest
 
 from dsv2_compile.backends.cuda import compile as stage
 from dsv2_compile.backends.cuda import pool
-from dsv2_compile.backends.cuda.build_cache import BuildCache, default_folder, key
+from dsv2_compile.backends.cuda.build_cache import FOLDER, BuildCache, key
 from dsv2_compile.backends.cuda.compile import compile_all, request
 from dsv2_compile.backends.cuda.resources import row
 from dsv2_compile.backends.cuda.toolchain import check_version, toolchain
+from dsv2_compile.cache_folder import cache_folder
 from dsv2_compile.errors import IncompatibleError, UsageError
 from dsv2_compile.kernels.gpu import aot
 from dsv2_compile.kernels.gpu.norm import RMS_NORM
@@ -370,7 +371,7 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     assert BuildCache(tmp_path / "mine").folder == tmp_path / "mine"
     monkeypatch.delenv("DSV2_CACHE_DIR")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_folder() == Path("/home/somebody/.cache/dsv2-compile/kernels")
+    assert cache_folder(FOLDER) == Path("/home/somebody/.cache/dsv2-compile/kernels")
 
 
 WRITER = """

@@ -46,7 +46,7 @@ def test_programs_launch_what_the_table_says(model):
         name: lower(programs[phase], phase, H800, "bf16", limits, positions // 64)
         for name, (phase, limits) in variants(batch, positions).items()
     }
-    launched = {of_the_model(r.kernel, r.dims) for r in emit.requests(drafts)}
+    launched = {of_the_model(r.kernel, r.dims) for r in emit.requests(drafts.values())}
     known = {of_the_model(s.kernel, s.dims) for s in shapes(config, batch)}
     assert launched - known == set()
     assert {kernel for kernel, _ in known - launched} <= {"argmax", "sample", "split_k_sum", "split_k_sum_fp32"}

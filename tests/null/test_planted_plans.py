@@ -154,7 +154,7 @@ def report(model: Any, plant: Callable[[Draft], None]) -> Any:
         plant(draft)
     plan = emit.plan(
         target("h800"), "fp32", PAGE, -(-POSITIONS // PAGE), {(p, p): d for p, d in lowered.items()},
-        emit.uncompiled(emit.requests(lowered)),
+        emit.uncompiled(emit.requests(lowered.values())),
     )  # fmt: skip
     executor = HostExecutor(plan, host_plans.weights(programs, plan, source), BATCH * plan.pages * PAGE)
     return check(PlanEngine(plan, CONFIG, executor, POSITIONS), CONFIG, golden, "planted", names=("batch",))

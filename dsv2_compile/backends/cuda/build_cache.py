@@ -17,9 +17,10 @@ from typing import Any
 
 from dsv2_compile.backends.cuda.disassembly import Usage
 from dsv2_compile.backends.cuda.toolchain import Toolchain
+from dsv2_compile.cache_folder import cache_folder
 from dsv2_compile.kernels.gpu.aot import Cubin, Job
 
-VARIABLE = "DSV2_CACHE_DIR"
+FOLDER = "kernels"
 FORMAT = 2
 """To be raised when entries or what is read from a cubin change."""
 
@@ -39,14 +40,9 @@ def key(job: Job, toolchain: Toolchain) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def default_folder() -> Path:
-    """``DSV2_CACHE_DIR``, else ~/.cache/dsv2-compile; kernels lie in a folder of their own below."""
-    return Path(os.environ.get(VARIABLE) or "~/.cache/dsv2-compile").expanduser() / "kernels"
-
-
 class BuildCache:
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_folder()
+        self.folder = folder or cache_folder(FOLDER)
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / key

@@ -14,13 +14,12 @@ from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.targets import Target
 
 FILE = "launches.json"
-_ITEM = {"fp32": 2.0, "bf16": 1.0, "fp16": 1.0}
-"""Kernels count their bytes at two an element of the model's dtype."""
 
 
 @dataclass(frozen=True)
 class LaunchCost:
-    """``bytes`` and ``flops`` at least; ``bound``: "memory" or "compute", whichever takes ``seconds`` on the target."""
+    """``bytes`` and ``flops`` at least, for a model of two-byte values; ``bound``: "memory" or "compute", whichever
+    takes ``seconds`` on the target."""
 
     what: str
     kernel: str
@@ -51,7 +50,7 @@ def launch_costs(draft: Draft, symbols: Mapping[str, int]) -> list[LaunchCost]:
         kernel = KERNELS[launch.request.kernel]
         own = {k: evaluate(v, symbols) for k, v in launch.sizes.items()}
         cost = kernel.cost(dict(launch.request.dims), {**symbols, **own})
-        nbytes, flops = int(cost.bytes * _ITEM[draft.dtype]), int(cost.flops)
+        nbytes, flops = int(cost.bytes), int(cost.flops)
         seconds = draft.target.seconds(nbytes, flops)
         bound = "memory" if nbytes / draft.target.bandwidth >= seconds else "compute"
         x, y, z = (evaluate(g, symbols) for g in launch.grid)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from dsv2_compile.backends.cuda.arena import Life, lay_out
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Config, Dims, Kernel
-from dsv2_compile.plan.expr import Expr, Size, evaluate, symbol
-from dsv2_compile.plan.plan import ITEM_BYTES, Argument, Buffer, Pointer
+from dsv2_compile.plan.dtypes import ITEM_BYTES
+from dsv2_compile.plan.expr import Expr, Size, symbol
+from dsv2_compile.plan.plan import Argument, Buffer, Pointer
 from dsv2_compile.targets import Target
 
 ROWS, BATCH, CONTEXT, SLOTS = (symbol(n) for n in ("rows", "batch", "context", "slots"))
@@ -63,7 +64,7 @@ class DraftLaunch:
 
 @dataclass
 class Draft:
-    """``inputs`` and ``outputs``: dtype and shape. Buffers of the arena are laid out by `finish`."""
+    """Buffers and launches so far. Buffers of the arena are laid out by `finish`, for at most ``limits``."""
 
     target: Target
     dtype: str
@@ -86,7 +87,7 @@ class Draft:
 
     def launch(
         self, kernel: Kernel, dims: Dims, sizes: Mapping[str, Size], what: str, **args: View | Pointer | None
-    ) -> Config:
+    ) -> None:
         """Append a launch. Pointers by argument name, left out ones are null; scalars come from ``sizes``."""
         config = self.choose(kernel, dims, self.target)
         bound: list[Argument] = []
@@ -98,7 +99,6 @@ class Draft:
         x, y, z = (*kernel.grid(dims, config, sizes), 1, 1)[:3]
         request = Request(kernel.name, tuple(sorted(dims.items())), tuple(sorted(config.items())), self.dtype, aligned)
         self.launches.append(DraftLaunch(request, (x, y, z), tuple(bound), what, dict(sizes)))
-        return config
 
     def _pointer(self, value: View | Pointer | None) -> Pointer | None:
         if isinstance(value, View):
@@ -139,7 +139,3 @@ def _multiple(value: Argument) -> int:
 
 def kernel(name: str) -> Kernel:
     return KERNELS[name]
-
-
-def at_most(size: Size, limits: Mapping[str, int]) -> int:
-    return evaluate(size, limits)

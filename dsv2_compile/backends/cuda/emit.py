@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from dsv2_compile.backends.cuda.draft import Draft, Request
 from dsv2_compile.kernels.gpu.aot import Cubin
@@ -12,9 +12,9 @@ from dsv2_compile.plan.plan import KernelEntry, Launch, Plan, PlanProgram
 from dsv2_compile.targets import Target
 
 
-def requests(drafts: Mapping[str, Draft]) -> list[Request]:
+def requests(drafts: Iterable[Draft]) -> list[Request]:
     """What the drafts launch, each once, in order."""
-    return list(dict.fromkeys(launch.request for draft in drafts.values() for launch in draft.launches))
+    return list(dict.fromkeys(launch.request for draft in drafts for launch in draft.launches))
 
 
 def entry(request: Request, cubin: Cubin, file: str) -> KernelEntry:

@@ -6,7 +6,7 @@ filled with NaN, so what nothing has written is seen; a claimed alignment is che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.kernels.gpu.interpret import AccessError, Memory, run
 from dsv2_compile.kernels.gpu.kernel import KERNELS
+from dsv2_compile.plan.dtypes import NUMPY
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import ALIGNMENT, Buffer, Launch, Plan, PlanProgram, Pointer
 
 Bytes = NDArray[np.uint8]
 Arrays = Mapping[str, NDArray[Any]]
-NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "i32": np.int32}
-"""bf16 values as their bits."""
 FLOATS = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
-Watch = Callable[[str, int, Launch], None]
 
 
 def aligned(nbytes: int) -> Bytes:
@@ -70,23 +68,21 @@ class HostExecutor:
     def close(self) -> None:
         self._fixed = {}
 
-    def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays, watch: Watch | None = None) -> Arrays:
-        """Execute program ``name`` -> its outputs. ``inputs``: int32 by name. ``watch`` is called after every launch.
+    def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays) -> Arrays:
+        """Execute program ``name`` -> its outputs. ``inputs``: int32 by name.
 
         Raises AccessError for a launch that touches what is not its own.
         """
         program, sizes = self.plan.programs[name], {**symbols, "slots": self.slots}
         memory = {n: self._place(n, b, sizes, inputs) for n, b in program.buffers.items()}
         begun: set[str] = set()
-        for at, launch in enumerate(program.launches):
+        for launch in program.launches:
             used = {a.buffer for a in launch.args if isinstance(a, Pointer)} - begun
             for buffer in used:
                 if program.buffers[buffer].place == "arena":
                     memory[buffer][:] = 0xFF
             begun |= used
             self._launch(program, launch, memory, sizes)
-            if watch is not None:
-                watch(name, at, launch)
         outputs = {n: b for n, b in program.buffers.items() if b.place == "output"}
         return {n: self._array(memory[n], b, sizes) for n, b in outputs.items()}
 

@@ -47,7 +47,7 @@ def lower(
         if node.op == "placeholder":
             low.values[node] = low.placeholder(node)
         elif node.op == "get_attr":
-            low.values[node] = low.weight(node)
+            low.values[node] = low.weight(str(node.target))
         elif node.op == "call_function":
             low.values[node] = _call(low, node)
         else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsv2_compile.backends.cuda.host import Arrays
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.plan.pack import pack
+from dsv2_compile.plan.pack import cache_rows, pack
 from dsv2_compile.plan.plan import Plan
 
 Ints = NDArray[np.int64]
@@ -56,7 +56,9 @@ class PlanCall:
             everywhere, np.full((c.num_hidden_layers, e.executor.slots, c.cache_dim), np.nan, np.float32)
         )
         tables = self._tables(past + lengths)
-        name = self._name(past, lengths)
+        name = plan.program_for(self.phase, int(lengths.sum()), len(lengths), int((past + lengths).sum()))
+        if name is None:
+            raise ValueError(f"no program of the plan holds {lengths.tolist()} new tokens")
         for b, count in enumerate(past.tolist()):
             at = self._rows(tables[b], 0, count)
             e.executor.write_rows(at, np.stack([values[b, :count] for values in caches]))
@@ -67,18 +69,6 @@ class PlanCall:
         for b, (start, count) in enumerate(zip(past.tolist(), lengths.tolist(), strict=True)):
             rows[:, b, :count] = e.executor.read_rows(self._rows(tables[b], start, start + count))
         return logits, rows
-
-    def _name(self, past: Ints, lengths: Ints) -> str:
-        """Prefill where its limits hold the call, else extend."""
-        sizes = {"rows": int(lengths.sum()), "batch": len(lengths)}
-        if self.phase == "decode":
-            found = self.engine.plan.smallest("decode", **sizes)
-        else:
-            found = self.engine.plan.smallest("prefill", **sizes, context=int((past + lengths).sum()))
-            found = found or self.engine.plan.smallest("extend", **sizes)
-        if found is None:
-            raise ValueError(f"no program of the plan holds {sizes}")
-        return found
 
     def _tables(self, totals: Ints) -> NDArray[np.int32]:
         e = self.engine
@@ -91,5 +81,4 @@ class PlanCall:
         return tables
 
     def _rows(self, table: NDArray[np.int32], start: int, stop: int) -> NDArray[np.int64]:
-        at, page = np.arange(start, stop), self.engine.plan.page
-        return table[at // page].astype(np.int64) * page + at % page
+        return cache_rows(table, np.arange(start, stop), self.engine.plan.page)

@@ -48,7 +48,7 @@ def _rotate(low: Lowering, value: Rotated, into: View, offset: int) -> None:
         "OUT_HEAD": into.width // value.heads,
         "OUT_OFFSET": offset,
     }
-    args = {"q": value.q, "out": into, "cos": _table(low, "cos"), "sin": _table(low, "sin")}
+    args = {"q": value.q, "out": into, "cos": low.weight("rope.cos"), "sin": low.weight("rope.sin")}
     positions = low.input("positions")
     low.draft.launch(kernel("rope_query"), dims, {"rows": ROWS}, "RoPE of the queries", positions=positions, **args)
 
@@ -56,12 +56,6 @@ def _rotate(low: Lowering, value: Rotated, into: View, offset: int) -> None:
 def _in_place(low: Lowering, value: Rotated) -> View:
     _rotate(low, value, value.q, value.nope)
     return value.q
-
-
-def _table(low: Lowering, function: str) -> View:
-    name = f"rope.{function}"
-    rows, width = low.program.weights[name].shape
-    return View(low.draft.buffer(name, "weight", "fp32", rows, width), rows, width, width, "fp32")
 
 
 def _latent_rope(low: Lowering, node: fx.Node) -> Skipped:
@@ -79,8 +73,8 @@ def _latent_rope(low: Lowering, node: fx.Node) -> Skipped:
         f"latent norm, RoPE and cache write, layer {layer}",
         kv=kv,
         weight=weight,
-        cos=_table(low, "cos"),
-        sin=_table(low, "sin"),
+        cos=low.weight("rope.cos"),
+        sin=low.weight("rope.sin"),
         positions=low.input("positions"),
         slots=low.input("slots"),
         cache=low.layer_cache(layer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,8 +12,9 @@ from torch import fx
 from dsv2_compile.backends.cuda.draft import BATCH, CONTEXT, ROWS, SLOTS, Draft, View
 from dsv2_compile.errors import ModelError
 from dsv2_compile.origin import written
+from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.plan.expr import Size, evaluate
-from dsv2_compile.plan.plan import ITEM_BYTES, Pointer
+from dsv2_compile.plan.plan import Pointer
 from dsv2_compile.program import Program
 
 PAGE = 64
@@ -85,16 +87,12 @@ class Lowering:
     def placeholder(self, node: fx.Node) -> Any:
         return Skipped(str(node.target))
 
-    def weight(self, node: fx.Node) -> View:
-        """The whole weight as a matrix: rows are all leading dims."""
-        name = str(node.target)
+    def weight(self, name: str) -> View:
+        """A whole weight as a matrix: rows are all leading dims."""
         shape = self.program.weights[name].shape
         dtype = "fp32" if name in _FLOAT32 else self.draft.dtype
         self.draft.buffer(name, "weight", dtype, *shape)
-        rows = 1
-        for d in shape[:-1]:
-            rows *= d
-        return View(name, rows, shape[-1], shape[-1], dtype)
+        return View(name, math.prod(shape[:-1]), shape[-1], shape[-1], dtype)
 
     def view(self, node: Any) -> View:
         """The matrix that ``node`` became; ModelError if it is none."""

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv2_compile.plan.dtypes import NUMPY
 from dsv2_compile.plan.pack import pad
 from dsv2_compile.plan.plan import PlanProgram
 from dsv2_compile.runtime.native.launches import bucket
-from dsv2_compile.runtime.native.memory import NUMPY, of_place, packed, shape
+from dsv2_compile.runtime.native.memory import of_place, packed, shape
 
 Arrays = Mapping[str, NDArray[Any]]
 

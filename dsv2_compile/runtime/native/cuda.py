@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dsv2_compile.engine.placement import Placement
 from dsv2_compile.errors import UsageError
-from dsv2_compile.plan.plan import ITEM_BYTES, Plan
+from dsv2_compile.plan.dtypes import ITEM_BYTES, NUMPY
+from dsv2_compile.plan.plan import Plan
 from dsv2_compile.runtime.native import memory, opening, rows
 from dsv2_compile.runtime.native.calls import Arrays, Call, prepare
 from dsv2_compile.runtime.native.cuda_core import open_driver
@@ -95,7 +96,7 @@ class CudaExecutor:
     def read_rows(self, at: NDArray[np.int64]) -> rows.Floats:
         """The inverse, float32 [layers, n, C]."""
         layers, _, width = memory.shape(self._cache, {"slots": self.slots})
-        stored = np.empty((layers, len(at), width), memory.NUMPY[self._cache.dtype])
+        stored = np.empty((layers, len(at), width), NUMPY[self._cache.dtype])
         with self._using("read the cache"):
             for address, part in self._rows(at, stored):
                 self._driver.copy_out(part, address)
@@ -214,7 +215,7 @@ class CudaExecutor:
             buffer = call.program.buffers[name]
             host = self._host[offset : offset + buffer.nbytes(call.asked)]
             self._driver.copy_out(host, self._blocks["outputs"] + offset)
-            found[name] = host.view(memory.NUMPY[buffer.dtype]).reshape(memory.cut(buffer, call.asked, call.sizes))
+            found[name] = host.view(NUMPY[buffer.dtype]).reshape(memory.cut(buffer, call.asked, call.sizes))
         self._driver.sync()
         return {name: values.copy() for name, values in found.items()}
 

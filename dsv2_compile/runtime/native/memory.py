@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 
-import numpy as np
-
 from dsv2_compile.engine.placement import Placement
 from dsv2_compile.errors import IntegrityError
+from dsv2_compile.plan.dtypes import NAMES
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import ALIGNMENT, Buffer, Plan, PlanProgram
-
-NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "i32": np.int32}
-"""Host arrays by the dtypes of a plan; bf16 values as their bits."""
-STORED = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "i32": "int32"}
-"""Dtypes of a manifest by those of a plan."""
 
 
 def align(nbytes: int) -> int:
@@ -87,7 +81,7 @@ def weight_layout(plan: Plan, weights: Mapping[str, Placement]) -> Weights:
 def _mismatch(buffer: Buffer, found: Placement | None) -> str:
     if found is None:
         return "missing"
-    if found.dtype != STORED[buffer.dtype] or found.nbytes != buffer.nbytes({}):
+    if found.dtype != NAMES[buffer.dtype] or found.nbytes != buffer.nbytes({}):
         return f"{found.dtype} of {found.nbytes} bytes, the plan has {buffer.dtype} of {buffer.nbytes({})}"
     return ""
 

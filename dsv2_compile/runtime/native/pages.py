@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv2_compile.errors import ResourceError
+from dsv2_compile.plan.pack import cache_rows
 
 
 class PagePool:
@@ -61,9 +62,7 @@ class PageTables:
 
     def rows(self, slot: int, count: int) -> NDArray[np.int64]:
         """Rows of the cache that hold the first ``count`` positions of ``slot``."""
-        at, size = np.arange(count), self.pool.size
-        found: NDArray[np.int64] = self.tables[slot, at // size].astype(np.int64) * size + at % size
-        return found
+        return cache_rows(self.tables[slot], np.arange(count), self.pool.size)
 
     def _pages(self, positions: int) -> int:
         return -(-positions // self.pool.size)

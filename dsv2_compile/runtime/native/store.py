@@ -99,12 +99,8 @@ class PagedStore:
         return [p.limits for p in self._plan.programs.values() if p.phase == phase][-1]
 
     def _run(self, phase: str, tokens: list[Ints], past: list[int], tables: NDArray[np.int32]) -> Floats:
-        sizes = {"rows": sum(map(len, tokens)), "batch": len(tokens)}
-        if phase == "decode":
-            name = self._plan.smallest("decode", **sizes)
-        else:
-            context = sum(past) + sizes["rows"]
-            name = self._plan.smallest("prefill", **sizes, context=context) or self._plan.smallest("extend", **sizes)
+        rows = sum(map(len, tokens))
+        name = self._plan.program_for(phase, rows, len(tokens), sum(past) + rows)
         assert name is not None
         symbols, inputs = pack(self._plan.programs[name], self._plan.page, tokens, past, tables)
         logits: Floats = self._executor.run(name, symbols, inputs)["logits"]
