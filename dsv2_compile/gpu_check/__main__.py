@@ -1,7 +1,7 @@
 """python -m dsv2_compile.gpu_check
 
 Exit codes: 0 all passed, 2 usage, 4 something was wrong, 5 no GPU or one that cannot be used, 6 a part had no time
-or nothing to do.
+for anything. What was skipped is counted in the verdict.
 """
 
 from __future__ import annotations

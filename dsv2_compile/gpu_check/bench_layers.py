@@ -56,7 +56,7 @@ def linear(device: Device, machine: dict[str, Any], s: Scale, item: Row) -> Row:
     inputs = x.as_strided((rows, heads, k), (x.shape[1], d.get("X_HEAD", k), 1)).transpose(0, 1)
     actual = out.as_strided((rows, heads, d["N"]), (out.shape[1], d.get("OUT_HEAD", d["N"]), 1))[:CHECKED]
     expected = _torch_linear(inputs[:, :CHECKED].float(), weights[-1].float(), n != d["N"]).transpose(0, 1)
-    error = rel_l2(actual, expected), first.kernel.roundings or 1
+    error = rel_l2(actual, expected), first.kernel.rounded("out") or 1
 
     def torch_works() -> tuple[str, list[Work]]:
         mine = inputs if heads > 1 else inputs.contiguous()

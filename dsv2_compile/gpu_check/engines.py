@@ -23,6 +23,7 @@ from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.progress import silent
 from dsv2_compile.runtime.native import model
 from dsv2_compile.runtime.native.cuda import CudaExecutor
+from dsv2_compile.runtime.native.launches import replayable
 
 REPEATS, ON_HOST = 100, 2
 """Runs of each call whose bits are compared."""
@@ -120,7 +121,11 @@ def _same_bits(root: Path, options: Options) -> Row:
             a, b = (_bits(e, name, symbols, inputs, repeats) for e in (graphs, single))
             same = a.first == b.first
             done.append({"call": str(call), "runs": repeats, "graph_changed": a.changed, "single_changed": b.changed})
-            done[-1] |= {"graph_as_single": same, "replayed": call.phase == "decode", "finite": a.finite and b.finite}
+            done[-1] |= {
+                "graph_as_single": same,
+                "replayed": replayable(plan.programs[name]),
+                "finite": a.finite and b.finite,
+            }
             problems += [f"{call}: {a.changed + b.changed} runs gave other bits"] * bool(a.changed + b.changed)
             problems += [f"{call}: a graph gives other bits than its launches"] * (not same)
             problems += [f"{call}: NaN or infinity"] * (not (a.finite and b.finite))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.kernels.gpu.kernel import KERNELS
-from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import KernelEntry, Launch, Plan, PlanProgram, Pointer
 
@@ -36,8 +35,7 @@ def launch_costs(plan: Plan, program: PlanProgram, symbols: Mapping[str, int]) -
             if a is not None and not isinstance(a, Pointer)
         }
         cost = kernel.cost(_dims(program, entry, launch), {**symbols, **numbers})
-        nbytes = int(cost.bytes * ITEM_BYTES[plan.dtype] / 2)  # kernels count two bytes an element
-        yield LaunchCost(launch.what, entry.kernel, nbytes, int(cost.flops))
+        yield LaunchCost(launch.what, entry.kernel, int(cost.bytes), int(cost.flops))
 
 
 def _dims(program: PlanProgram, entry: KernelEntry, launch: Launch) -> dict[str, int | float | bool]:

@@ -120,7 +120,8 @@ def _finish(report: Row, letters: Sequence[str], seconds: float, out: Path) -> R
 
 
 def verdict(report: Row, letters: Sequence[str]) -> tuple[int, str]:
-    """Exit code and why. A peer that fails is no failure; a part in which nothing was checked is no success."""
+    """Exit code and why. A peer that fails is no failure; a part that had no time is no success; what was
+    skipped for other reasons is counted."""
     first = report["machine"]
     if first["status"] != OK:
         code = INCOMPATIBLE if first.get("incompatible") else FAILED

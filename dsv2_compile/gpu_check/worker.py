@@ -54,7 +54,7 @@ def _run(part: Any, state: Any, item: Row) -> tuple[Row, bool]:
         part.sound(state)
     except Exception as e:
         reason = f"the GPU has faulted: {_one_line(e)}"
-        return {"status": ERROR, **{k: v for k, v in row.items() if k != "status"}, "fault": reason}, True
+        return {"reason": reason, **row, "status": ERROR, "fault": reason}, True
     return row, False
 
 

@@ -127,6 +127,7 @@ class Session:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self._release(np.flatnonzero(self._lengths != _FREE))
                 del self._store
 
     def __enter__(self) -> Self:

@@ -101,7 +101,7 @@ def _compare(kernel: Kernel, name: str, actual: torch.Tensor | None, expected: t
     if not size.numel():
         return Error(name, 0.0, 0.0, mistakes, 0.0, 0.0)
     norm = float(size.norm()) or 1.0
-    unit = max(UNIT[dtype] * kernel.roundings**0.5, UNIT["fp32"] * 64)
+    unit = max(UNIT[dtype] * kernel.rounded(name) ** 0.5, UNIT["fp32"] * 64)
     return Error(
         name,
         float(difference.norm()) / norm,

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, register
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, register, rows_hint, without_hint
 from dsv2_compile.kernels.gpu.source import dispatch as source
 from dsv2_compile.targets import Target
-
-_LONG_PREFILL = 4096
 
 
 def sort_entries(ids: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +22,7 @@ def sort_entries(ids: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.T
 
 
 def _constants(dims: Dims, config: Config) -> dict[str, int | float | bool]:
-    return {**{name: value for name, value in dims.items() if name != "ROWS_HINT"}, "BLOCK": config["BLOCK"]}
+    return {**without_hint(dims), "BLOCK": config["BLOCK"]}
 
 
 def _grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
@@ -32,7 +30,7 @@ def _grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
 
 
 def _default(dims: Dims, target: Target) -> Config:
-    entries = int(dims.get("ROWS_HINT", _LONG_PREFILL)) * int(dims["TOP_K"])
+    entries = rows_hint(dims) * int(dims["TOP_K"])
     return {"BLOCK": 1024 if entries <= 1024 else 4096, "num_warps": 4 if entries <= 1024 else 8, "num_stages": 1}
 
 

@@ -46,7 +46,7 @@ EMBEDDING = register(
         default=_default,
         reference=_reference,
         cost=_cost,
-        roundings=0,
+        roundings={"out": 0},
     )
 )
 """out[r] = table[tokens[r]], [rows, N]; tokens i32 [rows] must be rows of table [vocab, N]. dims: N."""

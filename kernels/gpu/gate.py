@@ -8,13 +8,23 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
+from dsv2_compile.kernels.gpu.kernel import (
+    LONG_PREFILL,
+    Config,
+    Dims,
+    Grid,
+    Kernel,
+    Sizes,
+    next_power_of_2,
+    register,
+    rows_hint,
+    without_hint,
+)
 from dsv2_compile.kernels.gpu.source import gate as source
 from dsv2_compile.kernels.ops.moe import gate
 from dsv2_compile.plan.expr import cdiv
 from dsv2_compile.targets import Target
 
-_LONG_PREFILL = 4096
 _TILE = 1 << 14
 """Elements of w in one step over K: 32 KiB in 2-byte types."""
 
@@ -28,7 +38,7 @@ def _blocks(dims: Dims) -> tuple[int, int]:
 def _constants(dims: Dims, config: Config) -> dict[str, int | float | bool]:
     groups, members = _blocks(dims)
     return {
-        **{name: value for name, value in dims.items() if name != "ROWS_HINT"},
+        **without_hint(dims),
         "TOKENS": config["TOKENS"],
         "BLOCK_K": config["BLOCK_K"],
         "GROUPS_BLOCK": groups,
@@ -44,7 +54,7 @@ def _grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
 def _default(dims: Dims, target: Target) -> Config:
     groups, members = _blocks(dims)
     columns = groups * members
-    tokens = 32 if int(dims.get("ROWS_HINT", _LONG_PREFILL)) >= _LONG_PREFILL else 16
+    tokens = 32 if rows_hint(dims) >= LONG_PREFILL else 16
     block_k = max(32, min(128, _TILE // columns))
     return {
         "TOKENS": tokens,
@@ -85,12 +95,12 @@ GATE = register(
         default=_default,
         reference=_reference,
         cost=_cost,
-        roundings=0,
     )
 )
 """ids and weights [rows, TOP_K] of x [rows, K] under w [EXPERTS, K]: `kernels.ops.moe.gate`, ties included.
 
 dims: EXPERTS, K, TOP_K, GROUPS (divides EXPERTS), TOPK_GROUPS, SCALE, NORMALIZE, and ROWS_HINT, which only
 `default` reads: the rows to expect. Products of T summed in fp32 by the tensor cores, products of fp32 on the CUDA
-cores; equal rows of w give equal scores, bit for bit. A row whose scores are NaN still gets ids of experts.
+cores; equal rows of w should give equal scores, bit for bit: seen on the host only. A row whose scores are NaN still
+gets ids of experts.
 """

@@ -7,7 +7,7 @@ what a call fixes (rows, batch): ints, or expressions over a plan's symbols. ``c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from dsv2_compile.kernels.dialect import Cost
@@ -22,6 +22,9 @@ Grid: TypeAlias = tuple[Size, ...]
 LAUNCH_OPTIONS = ("num_warps", "num_stages")
 """Knobs that are options of the compiler; all others are constants of the source."""
 
+LONG_PREFILL = 4096
+"""Rows that a default is made for where the dims do not say."""
+
 KERNELS: dict[str, Kernel] = {}
 
 
@@ -33,7 +36,8 @@ class Kernel:
     ``reference(dims, sizes, **args)``: torch, in the dtype it is given, tensors by argument name -> the outputs
     by argument name; NaN in an output means that the kernel leaves that element alone.
     ``cost(dims, sizes)``: least traffic in bytes, at 2 bytes an element of T, and FLOP.
-    ``roundings``: how often a value is rounded to T on its way to an output.
+    ``roundings``: how often a value is rounded to T on its way to an output, where that is not once for one of T and
+    never for another.
     """
 
     name: str
@@ -46,7 +50,11 @@ class Kernel:
     default: Callable[[Dims, Target], Config]
     reference: Callable[..., dict[str, Any]]
     cost: Callable[[Dims, Mapping[str, int]], Cost]
-    roundings: int = 1
+    roundings: Mapping[str, int] = field(default_factory=dict)
+
+    def rounded(self, output: str) -> int:
+        """How often a value of ``output`` was rounded to T."""
+        return self.roundings.get(output, int(self.args[output] == "*T"))
 
     def options(self, config: Config) -> dict[str, int]:
         return {k: config[k] for k in LAUNCH_OPTIONS}
@@ -60,6 +68,15 @@ def register(kernel: Kernel) -> Kernel:
         raise ValueError(f"kernel {kernel.name}: declared {mine}, the source has {names}")
     KERNELS[kernel.name] = kernel
     return kernel
+
+
+def rows_hint(dims: Dims) -> int:
+    """How many rows a default should be fast for: the dim ROWS_HINT, which is no constant of the kernel."""
+    return int(dims.get("ROWS_HINT", LONG_PREFILL))
+
+
+def without_hint(dims: Dims) -> dict[str, int | float | bool]:
+    return {name: value for name, value in dims.items() if name != "ROWS_HINT"}
 
 
 def next_power_of_2(n: int) -> int:

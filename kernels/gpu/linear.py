@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register, rows_hint
 from dsv2_compile.kernels.gpu.source import linear as source
 from dsv2_compile.kernels.gpu.tiles import Product, part_of, tiles
 from dsv2_compile.kernels.ops.linear import head_linear, swiglu
@@ -19,7 +19,6 @@ from dsv2_compile.targets import Target
 HINTS = ("ROWS_HINT", "SPLIT_K")
 """Dims that only steer `default`: the expected rows (1 to 16: decode; without it, a long prefill), and SPLIT_K
 where it must not choose. The reference reads SPLIT_K too; without it, it is that of the kernel unsplit."""
-_LONG_PREFILL = 4096
 
 _SPACE: dict[str, tuple[int, ...]] = {
     "BLOCK_M": (1, 16, 32, 64, 128),
@@ -49,7 +48,7 @@ def _tile_count(dims: Dims, config: Config, sizes: Sizes) -> Size:
 
 
 def _product(dims: Dims) -> Product:
-    return Product(int(dims.get("ROWS_HINT", _LONG_PREFILL)), int(dims["N"]), int(dims["K"]))
+    return Product(rows_hint(dims), int(dims["N"]), int(dims["K"]))
 
 
 def _without_split(config: Config) -> Config:
@@ -85,7 +84,7 @@ def _linear_cost(itemsize: int) -> Callable[[Dims, Mapping[str, int]], Cost]:
     return cost
 
 
-def _linear(name: str, out: str, itemsize: int, roundings: int) -> Kernel:
+def _linear(name: str, out: str, itemsize: int) -> Kernel:
     return Kernel(
         name=name,
         fn=source.linear,
@@ -97,17 +96,16 @@ def _linear(name: str, out: str, itemsize: int, roundings: int) -> Kernel:
         default=_linear_default,
         reference=_linear_reference,
         cost=_linear_cost(itemsize),
-        roundings=roundings,
     )
 
 
-LINEAR = register(_linear("linear", "*T", 2, 1))
+LINEAR = register(_linear("linear", "*T", 2))
 """out[r] = w x[index[r] if INDEXED else r], rows OUT_STRIDE apart; rows of x X_STRIDE apart, w [N, K].
 
 With SPLIT_K > 1 only partial [SPLIT_K, rows, N] is written, the sums over `tiles.part_of` (K, SPLIT_K) elements of
 K each (empty ones are 0), and `SPLIT_K_SUM` with the same SPLIT_K follows; else only out is.
 dims: N, K, X_STRIDE, OUT_STRIDE, INDEXED, and `HINTS`."""
-LINEAR_FP32 = register(_linear("linear_fp32", "*fp32", 4, 0))
+LINEAR_FP32 = register(_linear("linear_fp32", "*fp32", 4))
 """`LINEAR` with out in fp32."""
 
 
@@ -125,7 +123,7 @@ def _sum_cost(itemsize: int) -> Callable[[Dims, Mapping[str, int]], Cost]:
     return cost
 
 
-def _sum(name: str, out: str, itemsize: int, roundings: int) -> Kernel:
+def _sum(name: str, out: str, itemsize: int) -> Kernel:
     return Kernel(
         name=name,
         fn=source.split_k_sum,
@@ -141,14 +139,13 @@ def _sum(name: str, out: str, itemsize: int, roundings: int) -> Kernel:
         },
         reference=_sum_reference,
         cost=_sum_cost(itemsize),
-        roundings=roundings,
     )
 
 
-SPLIT_K_SUM = register(_sum("split_k_sum", "*T", 2, 1))
+SPLIT_K_SUM = register(_sum("split_k_sum", "*T", 2))
 """out = partial [SPLIT_K, rows, N] summed over its first dim, from part 0 on; rows of out OUT_STRIDE apart.
 dims: N, OUT_STRIDE, SPLIT_K (that of `LINEAR`'s config)."""
-SPLIT_K_SUM_FP32 = register(_sum("split_k_sum_fp32", "*fp32", 4, 0))
+SPLIT_K_SUM_FP32 = register(_sum("split_k_sum_fp32", "*fp32", 4))
 """`SPLIT_K_SUM` with out in fp32."""
 
 

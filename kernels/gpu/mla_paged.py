@@ -33,7 +33,8 @@ _WIDE: dict[str, Config] = {
 }
 _SMALL_SHARED: Config = {**_MIDDLE, "BLOCK_N": 16}
 """None was timed. For latents of 512: the most heads whose sums stay in registers, with one tile being loaded while
-one is computed; at 16 heads the cache's bandwidth is the limit and blocks that share an SM matter more than wgmma.
+one is computed; at 16 heads, by arithmetic, the cache's bandwidth is the limit, so that blocks which share an SM
+should matter more than wgmma.
 Tensor memory of sm_100 is too small for 64 heads by 512 columns beside the scores."""
 
 
@@ -171,7 +172,7 @@ MLA_DECODE = register(
         default=_decode_default,
         reference=_decode_reference,
         cost=_decode_cost,
-        roundings=2,
+        roundings={"out": 2, "partial": 1},
     )
 )
 """positions, sequence i32 [rows]: where row r is, -1 for a padding row (out is zero, nothing is read), and its row of
@@ -259,7 +260,7 @@ MLA_EXTEND = register(
         default=_extend_default,
         reference=_extend_reference,
         cost=_extend_cost,
-        roundings=2,
+        roundings={"out": 2},
     )
 )
 """query_start i32 [batch + 1]: first row of each sequence, whose rows are at consecutive positions (i32 [rows]) and

@@ -100,7 +100,7 @@ MLA_PREFILL = register(
         default=_default,
         reference=_reference,
         cost=_cost,
-        roundings=2,
+        roundings={"out": 2},
     )
 )
 """out [rows, HEADS * V] = softmax(q k^T * SCALE) v. q [rows, Q_ROW], rotated, NOPE + ROPE values per head, heads

@@ -9,14 +9,23 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
+from dsv2_compile.kernels.gpu.kernel import (
+    Config,
+    Dims,
+    Grid,
+    Kernel,
+    Sizes,
+    next_power_of_2,
+    register,
+    rows_hint,
+    without_hint,
+)
 from dsv2_compile.kernels.gpu.source import moe as source
 from dsv2_compile.kernels.gpu.tiles import Product, tiles
 from dsv2_compile.kernels.ops.linear import swiglu
 from dsv2_compile.plan.expr import cdiv, minimum
 from dsv2_compile.targets import Target
 
-_LONG_PREFILL = 4096
 _FEW = ((16, 16, 128, 128, 4), (40, 32, 128, 128, 4))
 _WARPGROUP = (*_FEW, (96, 64, 256, 64, 8), (1 << 31, 128, 256, 64, 8))
 _WARP = (*_FEW, (96, 64, 128, 64, 4), (1 << 31, 128, 128, 32, 8))
@@ -35,7 +44,7 @@ _SPACE = {
 
 def _constants(dims: Dims, config: Config) -> dict[str, int | float | bool]:
     return {
-        **{name: value for name, value in dims.items() if name != "ROWS_HINT"},
+        **without_hint(dims),
         **{name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")},
         "SWAP": 1 < config["BLOCK_M"] < 64 <= config["BLOCK_N"],
         "EXPERTS_BLOCK": next_power_of_2(int(dims["EXPERTS"])),
@@ -52,7 +61,7 @@ def _default(weights: int) -> Callable[[Dims, Target], Config]:
     """``weights``: matrices that one tile of x is multiplied with."""
 
     def default(dims: Dims, target: Target) -> Config:
-        rows, n, k = int(dims.get("ROWS_HINT", _LONG_PREFILL)), int(dims["N"]), int(dims["K"])
+        rows, n, k = rows_hint(dims), int(dims["N"]), int(dims["K"])
         if rows == 1:
             one = tiles(Product(1, n, k, weights), target)
             return {name: one[name] for name in _SPACE}
@@ -191,10 +200,7 @@ MOE_COMBINE = register(
         fn=source.moe_combine,
         args={"parts": "*T", "shared": "*T", "out": "*T", "rows": "i32"},
         outputs=("out",),
-        constants=lambda dims, config: {
-            **{name: value for name, value in dims.items() if name != "ROWS_HINT"},
-            "BLOCK_N": config["BLOCK_N"],
-        },
+        constants=lambda dims, config: {**dims, "BLOCK_N": config["BLOCK_N"]},
         grid=lambda dims, config, sizes: (sizes["rows"], cdiv(int(dims["N"]), config["BLOCK_N"])),
         space={"BLOCK_N": (256, 512, 1024, 2048, 4096), "num_warps": (1, 2, 4, 8), "num_stages": (1,)},
         default=lambda dims, target: {

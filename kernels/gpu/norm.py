@@ -69,7 +69,7 @@ RMS_NORM = register(
         default=_default,
         reference=_reference,
         cost=_cost,
-        roundings=2,
+        roundings={"out": 2},
     )
 )
 """out = RMSNorm(x + residual) * weight and total = x + residual, both [rows, N]. dims: N, X_STRIDE (elements

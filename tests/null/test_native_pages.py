@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from dsv2_compile.plan.pack import pack, pad
 from dsv2_compile.plan.plan import Plan, PlanProgram
 from dsv2_compile.runtime.native.pages import PagePool, PageTables
 from dsv2_compile.runtime.native.store import PagedStore
+from dsv2_compile.runtime.session import Session
 
 PAGE = 4
 INPUTS = (
@@ -139,6 +142,45 @@ def test_a_failed_call_gives_its_pages_back_and_adds_nothing():
     assert pool.free == before
     echo.spoil = False
     assert s.append("decode", *ids([10]), np.array([1]), np.array([3]))[0, 0] == 16
+
+
+def test_a_session_that_is_closed_gives_its_pages_back():
+    s, _, pool = store()
+    config = SimpleNamespace(vocab_size=300, num_hidden_layers=1, cache_dim=1)
+    with Session(SimpleNamespace(config=config), 3, 40, s) as session:  # type: ignore[arg-type]
+        session.prefill([[1] * 9, [2] * 9], [9, 2], [0, 2])
+        assert pool.free == pool.count - 4
+    assert pool.free == pool.count
+
+
+def test_threads_never_get_one_page_twice():
+    """Four sessions take and give at once, with threads switched as often as can be."""
+    pool, twice, before = PagePool(41, PAGE), [], sys.getswitchinterval()
+    out, lock = set(), threading.Lock()
+
+    def work():
+        for _ in range(2000):
+            try:
+                pages = pool.take(3)
+            except ResourceError:
+                continue
+            with lock:
+                twice.extend(p for p in pages if p in out or len(pages) != 3)
+                out.update(pages)
+            with lock:
+                out.difference_update(pages)
+            pool.give(pages)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert twice == [] and pool.free == 41
 
 
 def test_a_full_cache_is_refused_before_anything_runs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ class PagePool:
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
+        self._lock = threading.Lock()
         self._free = list(range(count - 1, -1, -1))
 
     @property
@@ -24,17 +26,19 @@ class PagePool:
 
     def take(self, count: int) -> list[int]:
         """ResourceError if there are fewer: none is taken."""
-        if count > self.free:
-            raise ResourceError(
-                f"The KV cache has {self.free} free pages of {self.size} tokens, {count} are needed.",
-                "Free sequences, shorten the input, or load the engine with a larger cache_tokens.",
-            )
-        cut = self.free - count
-        taken, self._free = self._free[cut:][::-1], self._free[:cut]
-        return taken
+        with self._lock:
+            if count > self.free:
+                raise ResourceError(
+                    f"The KV cache has {self.free} free pages of {self.size} tokens, {count} are needed.",
+                    "Free sequences, shorten the input, or load the engine with a larger cache_tokens.",
+                )
+            cut = self.free - count
+            taken, self._free = self._free[cut:][::-1], self._free[:cut]
+            return taken
 
     def give(self, pages: Sequence[int]) -> None:
-        self._free.extend(reversed(pages))
+        with self._lock:
+            self._free.extend(reversed(pages))
 
 
 class PageTables:

@@ -40,7 +40,7 @@ def _latent_cache(
             **_tables(g, 9, rope),
             "positions": positions,
             "slots": at,
-            "cache": normal(g, pages * PAGE, latent + rope),
+            "cache": torch.full((pages * PAGE, latent + rope), float("nan"), dtype=torch.float64),
         }
 
     name = f"{rows} rows of {latent} + {rope}, stride {stride}" + f", {padding} padding" * bool(padding)

@@ -39,6 +39,8 @@ CASES = {
         _rms_norm(7, 33, residual=True),
         _rms_norm(4, 1),
         _rms_norm(9, 96, picked=4),
+        _rms_norm(9, 96, residual=True, picked=4),
+        _rms_norm(3, 40, residual=True, stride=56),
         _rms_norm(6, 257, residual=True),
         _rms_norm(64, 64),
     ]
