@@ -15,16 +15,16 @@ import torch
 from dsv2_compile.backends.cuda.host import Arrays, HostExecutor
 from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.checkpoint import Checkpoint
-from dsv2_compile.compiler import Compiled
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.engine.writer import EngineWriter
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.pipeline.cuda_plan import programs_of, uncompiled
-from dsv2_compile.plan.dtypes import NUMPY, SHORT
+from dsv2_compile.plan.dtypes import NAMES, NUMPY, SHORT
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import FILE, Plan
 from dsv2_compile.plan.text import parse
+from dsv2_compile.program import Program
 from dsv2_compile.progress import Progress
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.runtime.native import model
@@ -80,15 +80,16 @@ def on_twin(manifest: Manifest, forms: Mapping[str, str], progress: Progress) ->
     plan = uncompiled(compiled, gpu, SHORT[manifest.dtype], batch, positions, progress)
     source = RandomWeights(twin, 0)
     golden = make_golden(twin, source, manifest.dtype, batch, positions, progress=progress, steps=STEPS)
-    held = stored(compiled, plan, source, getattr(torch, manifest.dtype))
+    held = stored(compiled.programs, plan, source)
     executor = HostExecutor(plan, held, batch * plan.pages * plan.page)
     engine = PlanEngine(plan, twin, executor, positions)
     return replace(check(engine, twin, golden, "the twin", progress, PATHS), executed=ON_TWIN, of_engine=False)
 
 
-def stored(compiled: Compiled, plan: Plan, source: TensorSource, dtype: torch.dtype) -> dict[str, np.ndarray[Any, Any]]:
-    """The weights of a plan, as an engine would hold them."""
-    recipes = {n: r for p in compiled.programs.values() for n, r in p.weights.recipes.items()}
+def stored(programs: Mapping[str, Program], plan: Plan, source: TensorSource) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights of the plan that ``programs`` were lowered to, as an engine would hold them."""
+    recipes = {n: r for p in programs.values() for n, r in p.weights.recipes.items()}
+    dtype = getattr(torch, NAMES[plan.dtype])
     read = {n for p in plan.programs.values() for n, b in p.buffers.items() if b.place == "weight"}
     values = {n: recipes[n].evaluate(source, recipes[n].stored_dtype(dtype)) for n in sorted(read)}
     return {n: (v.view(torch.uint16) if v.dtype == torch.bfloat16 else v).numpy() for n, v in values.items()}

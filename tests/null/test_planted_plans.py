@@ -142,7 +142,7 @@ STRAY = {
 
 @pytest.fixture(scope="module")
 def model():
-    programs = {p: host_plans.program(CONFIG, p, POSITIONS) for p in host_plans.FORMS}
+    programs = {p: host_plans.program(CONFIG, p, POSITIONS) for p in host_plans.PROGRAMS}
     source = RandomWeights(CONFIG, 0)
     return programs, source, make_golden(CONFIG, source, "float32", BATCH, POSITIONS, steps=STEPS)
 
@@ -156,7 +156,7 @@ def report(model: Any, plant: Callable[[Draft], None]) -> Any:
         target("h800"), "fp32", PAGE, -(-POSITIONS // PAGE), {(p, p): d for p, d in lowered.items()},
         emit.uncompiled(emit.requests(lowered.values())),
     )  # fmt: skip
-    executor = HostExecutor(plan, host_plans.weights(programs, plan, source), BATCH * plan.pages * PAGE)
+    executor = HostExecutor(plan, host_plans.stored(programs, plan, source), BATCH * plan.pages * PAGE)
     return check(PlanEngine(plan, CONFIG, executor, POSITIONS), CONFIG, golden, "planted", names=("batch",))
 
 
