@@ -32,7 +32,8 @@ PREFILL_ROWS = 2048
 PREFILL_CONTEXT = 8192
 """Most visible positions of one call of prefill, whose keys and values are expanded; extend takes what is longer."""
 ROUNDS = 8
-"""Configurations that a kernel is tried with, the default first, until one can be launched and does not spill."""
+"""Configurations that a kernel is tried with, the best known first, until one can be launched and does not spill. The
+last is its default, whatever is wrong with that."""
 STEPS = (1, 8, 32, 128)
 """Decode programs are made for these batches below the largest, and for that."""
 
@@ -73,14 +74,14 @@ def programs_of(
 def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress) -> Planned:
     """Lower every program and compile every kernel. IncompatibleError if one cannot be had for ``gpu``."""
     choice = Choice()
-    for _ in range(ROUNDS):
+    for left in reversed(range(ROUNDS)):
         drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress, choice)
         built = compile_all(emit.requests(drafts.values()), gpu, progress=progress)
         wanting = [k.request for k in built if not k.ok or (k.report and k.report.spills)]
         if not wanting:
             break
         for request in wanting:
-            choice.reject(request)
+            choice.reject(request) if left > 1 else choice.give_up(request)
     _require_kernels(built, gpu)
     entries, images = {}, {}
     for kernel in built:

@@ -25,7 +25,42 @@ LAUNCH_OPTIONS = ("num_warps", "num_stages")
 LONG_PREFILL = 4096
 """Rows that a default is made for where the dims do not say."""
 
+INDIFFERENT = ("ROWS_HINT", "MAX_PAGES", "MAX_BATCH", "EPS", "SCALE")
+"""Dims that do not decide which configuration is fast. ROWS_HINT is among the sizes as rows."""
+
 KERNELS: dict[str, Kernel] = {}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel as a program calls it, at the sizes that the program is made for: what a configuration is chosen for.
+    ``dims`` and ``sizes`` as sorted pairs; ``sizes`` hold all that the cost needs. ``dtype``: of T."""
+
+    kernel: str
+    dims: tuple[tuple[str, int | float | bool], ...]
+    sizes: tuple[tuple[str, int], ...]
+    dtype: str
+
+    @staticmethod
+    def of(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], dtype: str) -> Call:
+        return Call(kernel.name, tuple(sorted(dims.items())), tuple(sorted(sizes.items())), dtype)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one block of a launch does, by formula. ``blocks``: all of them, and ``steps``: turns of a block's main
+    loop. ``loaded``, ``stored``: bytes that a block asks of L2 and gives to it, ``flops`` of a block on matrix units
+    (``matrix``) or not. ``shared``: bytes that its tiles take if they are staged, ``sums``: fp32 accumulators of a
+    block. Padding counts: a tile of 16 rows for one row is 16 rows of work."""
+
+    blocks: int
+    steps: int
+    loaded: float
+    stored: float
+    flops: float
+    matrix: bool
+    shared: int = 0
+    sums: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +73,8 @@ class Kernel:
     ``cost(dims, sizes)``: least traffic in bytes, at 2 bytes an element of T, and FLOP.
     ``roundings``: how often a value is rounded to T on its way to an output, where that is not once for one of T and
     never for another.
+    ``shape``: the sizes that decide which configuration is fast. ``work(dims, config, sizes)``: see `Work`.
+    ``then(dims, config)``: name and dims of a kernel that has to follow with this configuration, at the same sizes.
     """
 
     name: str
@@ -51,6 +88,9 @@ class Kernel:
     reference: Callable[..., dict[str, Any]]
     cost: Callable[[Dims, Mapping[str, int]], Cost]
     roundings: Mapping[str, int] = field(default_factory=dict)
+    shape: tuple[str, ...] = ("rows",)
+    work: Callable[[Dims, Config, Mapping[str, int]], Work] | None = None
+    then: Callable[[Dims, Config], tuple[str, Dims] | None] = lambda dims, config: None
 
     def rounded(self, output: str) -> int:
         """How often a value of ``output`` was rounded to T."""

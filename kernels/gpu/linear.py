@@ -84,6 +84,14 @@ def _linear_cost(itemsize: int) -> Callable[[Dims, Mapping[str, int]], Cost]:
     return cost
 
 
+def _sum_of_parts(ending: str) -> Callable[[Dims, Config], tuple[str, Dims] | None]:
+    def then(dims: Dims, config: Config) -> tuple[str, Dims] | None:
+        summed = {"N": dims["N"], "OUT_STRIDE": dims["OUT_STRIDE"], "SPLIT_K": config["SPLIT_K"]}
+        return (f"split_k_sum{ending}", summed) if config["SPLIT_K"] > 1 else None
+
+    return then
+
+
 def _linear(name: str, out: str, itemsize: int) -> Kernel:
     return Kernel(
         name=name,
@@ -96,6 +104,7 @@ def _linear(name: str, out: str, itemsize: int) -> Kernel:
         default=_linear_default,
         reference=_linear_reference,
         cost=_linear_cost(itemsize),
+        then=_sum_of_parts(name.removeprefix("linear")),
     )
 
 

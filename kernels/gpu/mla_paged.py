@@ -172,6 +172,7 @@ MLA_DECODE = register(
         default=_decode_default,
         reference=_decode_reference,
         cost=_decode_cost,
+        shape=("rows", "context"),
         roundings={"out": 2, "partial": 1},
     )
 )
@@ -260,6 +261,7 @@ MLA_EXTEND = register(
         default=_extend_default,
         reference=_extend_reference,
         cost=_extend_cost,
+        shape=("rows", "batch", "context"),
         roundings={"out": 2},
     )
 )

@@ -100,6 +100,7 @@ MLA_PREFILL = register(
         default=_default,
         reference=_reference,
         cost=_cost,
+        shape=("rows", "batch", "context"),
         roundings={"out": 2},
     )
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv2_compile.backends.cuda import compile as stage
+from dsv2_compile.backends.cuda.pool import Pool
 from dsv2_compile.checkpoint.presets import PRESETS
 from dsv2_compile.checkpoint.synth import SynthRequest, synth
 from dsv2_compile.cli.main import main
@@ -95,7 +95,7 @@ def test_inspect_shows_launches_with_their_bounds(report, capsys):
 
 
 def test_the_same_build_gives_the_same_bytes_and_compiles_nothing(report, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "run", lambda jobs, *rest: (pytest.fail(f"compiles {job.function}") for job in jobs))
+    monkeypatch.setattr(Pool, "run", lambda self, jobs: (pytest.fail(f"compiles {job.function}") for job in jobs))
     again = build(request(checkpoint, tmp_path / "again"))
     a, b = contents(report.engine), contents(again.engine)
     assert a.keys() == b.keys() and [name for name in a if a[name] != b[name]] == []

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from dsv2_compile.backends.cuda import compile as stage
 from dsv2_compile.backends.cuda import pool
 from dsv2_compile.backends.cuda.build_cache import FOLDER, BuildCache, key
 from dsv2_compile.backends.cuda.compile import compile_all, request
@@ -43,11 +42,13 @@ def compiled(monkeypatch):
     """The jobs that compilers were asked for."""
     seen = []
 
-    def counting(jobs, workers, timeout):
-        seen.extend(jobs)
-        return pool.run(jobs, workers, timeout)
+    run = pool.Pool.run
 
-    monkeypatch.setattr(stage, "run", counting)
+    def counting(self, jobs):
+        seen.extend(jobs)
+        return run(self, jobs)
+
+    monkeypatch.setattr(pool.Pool, "run", counting)
     return seen
 
 

@@ -1,37 +1,52 @@
-"""Which configuration each kernel of a build gets: the kernel's default, or the nearest to it that compiles well."""
+"""Which configuration each kernel of a build gets: a tuned one, the kernel's default, or the nearest to it that
+compiles well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 
 from dsv2_compile.backends.cuda.draft import Request
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config, Kernel
 from dsv2_compile.targets import Target
 
 FARTHEST = 3
 """Steps along the knobs of a kernel's space, in all, that a configuration may be from the default."""
 
+Tuned = Callable[[Call, Target], Config | None]
+"""What tuning has found for a call, if anything."""
+
 
 @dataclass
 class Choice:
-    """A `draft.Choose`. ``rejected``: configurations that were compiled and found wanting, by kernel and dims."""
+    """A `draft.Choose`. ``rejected``: configurations that were compiled and found wanting, by kernel and dims.
+    ``exhausted``: kernels and dims that get their default whatever was found of it."""
 
+    tuned: Tuned = lambda call, target: None
     rejected: dict[tuple[str, frozenset[tuple[str, int | float | bool]]], set[tuple[tuple[str, int], ...]]] = field(
         default_factory=dict
     )
+    exhausted: set[tuple[str, frozenset[tuple[str, int | float | bool]]]] = field(default_factory=set)
 
-    def __call__(self, kernel: Kernel, dims: Dims, target: Target) -> Config:
-        """The default where nothing better is known; also if all that is near it has been rejected."""
-        default = kernel.default(dims, target)
-        refused = self.rejected.get((kernel.name, frozenset(dims.items())))
-        if not refused:
+    def __call__(self, call: Call, target: Target) -> Config:
+        """The first that is not rejected; the default if all are."""
+        kernel = KERNELS[call.kernel]
+        default = kernel.default(dict(call.dims), target)
+        what = call.kernel, frozenset(call.dims)
+        if what in self.exhausted:
             return default
-        return next((c for c in near(kernel, default) if tuple(sorted(c.items())) not in refused), default)
+        refused = self.rejected.get(what, set())
+        tuned = self.tuned(call, target)
+        candidates = chain([tuned] if tuned else [], near(kernel, default))
+        return next((c for c in candidates if tuple(sorted(c.items())) not in refused), default)
 
     def reject(self, request: Request) -> None:
         self.rejected.setdefault((request.kernel, frozenset(request.dims)), set()).add(request.config)
+
+    def give_up(self, request: Request) -> None:
+        """Nothing near the default is better than it."""
+        self.exhausted.add((request.kernel, frozenset(request.dims)))
 
 
 def near(kernel: Kernel, default: Config) -> Iterator[Config]:

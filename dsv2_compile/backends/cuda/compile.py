@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from dsv2_compile.backends.cuda.build_cache import BuildCache, Built, key
 from dsv2_compile.backends.cuda.disassembly import Usage
 from dsv2_compile.backends.cuda.draft import Request
-from dsv2_compile.backends.cuda.pool import Failed, run
+from dsv2_compile.backends.cuda.pool import Failed, Pool, Runner
 from dsv2_compile.backends.cuda.static_checks import Report, check
 from dsv2_compile.backends.cuda.toolchain import toolchain
 from dsv2_compile.errors import UsageError
@@ -63,12 +62,13 @@ def compile_all(
     timeout: float = 600.0,
     progress: Progress = silent,
     kernels: Mapping[str, Kernel] = KERNELS,
+    runner: Runner | None = None,
 ) -> list[Compiled]:
     """Compile and check ``requests``, in their order; equal ones once.
 
-    ``workers``: processes, None for one a CPU. ``timeout``: seconds a kernel may take. A kernel that fails, hangs,
-    crashes its compiler or cannot be launched costs nothing but itself: see ``reason``. Raises UsageError for
-    a name that is no kernel, IncompatibleError if nothing can be compiled here.
+    ``runner``: where; without it, in ``workers`` processes, None for one a CPU, that may take ``timeout`` seconds for
+    a kernel. A kernel that fails, hangs, crashes its compiler or cannot be launched costs nothing but itself: see
+    ``reason``. Raises UsageError for a name that is no kernel, IncompatibleError if nothing can be compiled here.
     """
     if unknown := sorted({r.kernel for r in requests} - kernels.keys()):
         raise UsageError(f"unknown kernels: {', '.join(unknown)}", f"known are {', '.join(kernels)}")
@@ -97,8 +97,10 @@ def compile_all(
             askers.setdefault(digest, []).append(r)
 
     digests = list(jobs)
-    count = min(len(jobs), workers or len(os.sched_getaffinity(0)))
-    with closing(run(list(jobs.values()), count, timeout)) as outcomes:
+    with ExitStack() as stack:
+        if runner is None:
+            runner = stack.enter_context(Pool(workers, timeout))
+        outcomes = stack.enter_context(closing(runner.run(list(jobs.values()))))
         for index, outcome in outcomes:
             digest = digests[index]
             if isinstance(outcome, Built):

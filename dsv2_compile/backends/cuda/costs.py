@@ -9,7 +9,6 @@ from typing import Any
 from dsv2_compile.backends.cuda.compile import Compiled
 from dsv2_compile.backends.cuda.draft import Draft, Request
 from dsv2_compile.kernels.gpu.kernel import KERNELS
-from dsv2_compile.passes.absorb import WORKLOADS
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.targets import Target
 
@@ -28,20 +27,6 @@ class LaunchCost:
     flops: int
     seconds: float
     bound: str
-
-
-def sizes(phase: str, limits: Mapping[str, int]) -> dict[str, int]:
-    """What a program is costed at: the workload of its phase, as far as its limits go. Decode: its largest batch."""
-    work = WORKLOADS["decode" if phase == "decode" else "prefill"]
-    if phase == "decode":
-        return {
-            "rows": limits["rows"],
-            "batch": limits["rows"],
-            "context": min(limits["rows"] * (work.context + 1), limits["context"]),
-        }
-    rows = min(work.tokens, limits["rows"])
-    context = rows if phase == "prefill" else min(rows + work.context, limits["context"])
-    return {"rows": rows, "batch": 1, "context": context}
 
 
 def launch_costs(draft: Draft, symbols: Mapping[str, int]) -> list[LaunchCost]:
@@ -63,8 +48,8 @@ def report(
 ) -> dict[str, Any]:
     """For `inspect`: by program its sizes and launches, and of every kernel what it takes of the GPU."""
     programs = {}
-    for (name, phase), draft in drafts.items():
-        at = sizes(phase, draft.limits)
+    for (name, _), draft in drafts.items():
+        at = dict(draft.workload)
         rows = [asdict(c) | {"grid": list(c.grid)} for c in launch_costs(draft, {**at, "slots": 64})]
         programs[name] = {"sizes": at, "launches": rows}
     return {"target": target.name, "programs": programs, "kernels": [_kernel(c) for c in built.values()]}

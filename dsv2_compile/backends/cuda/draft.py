@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dsv2_compile.backends.cuda.arena import Life, lay_out
-from dsv2_compile.kernels.gpu.kernel import KERNELS, Config, Dims, Kernel
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config, Dims, Kernel
 from dsv2_compile.plan.dtypes import ITEM_BYTES
-from dsv2_compile.plan.expr import Expr, Size, symbol
+from dsv2_compile.plan.expr import Expr, Size, evaluate, symbol
 from dsv2_compile.plan.plan import Argument, Buffer, Pointer
 from dsv2_compile.targets import Target
 
 ROWS, BATCH, CONTEXT, SLOTS = (symbol(n) for n in ("rows", "batch", "context", "slots"))
-Choose = Callable[[Kernel, Dims, Target], Config]
+Choose = Callable[[Call, Target], Config]
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,13 @@ class DraftLaunch:
 
 @dataclass
 class Draft:
-    """Buffers and launches so far. Buffers of the arena are laid out by `finish`, for at most ``limits``."""
+    """Buffers and launches so far. Buffers of the arena are laid out by `finish`, for at most ``limits``.
+    Configurations are chosen for the sizes of ``workload``."""
 
     target: Target
     dtype: str
     limits: Mapping[str, int]
+    workload: Mapping[str, int]
     choose: Choose
     buffers: dict[str, Buffer] = field(default_factory=dict)
     launches: list[DraftLaunch] = field(default_factory=list)
@@ -89,7 +91,7 @@ class Draft:
         self, kernel: Kernel, dims: Dims, sizes: Mapping[str, Size], what: str, **args: View | Pointer | None
     ) -> None:
         """Append a launch. Pointers by argument name, left out ones are null; scalars come from ``sizes``."""
-        config = self.choose(kernel, dims, self.target)
+        config = self.config(kernel, dims, sizes)
         bound: list[Argument] = []
         for name, kind in kernel.args.items():
             bound.append(self._pointer(args.pop(name, None)) if kind.startswith("*") else sizes[name])
@@ -99,6 +101,13 @@ class Draft:
         x, y, z = (*kernel.grid(dims, config, sizes), 1, 1)[:3]
         request = Request(kernel.name, tuple(sorted(dims.items())), tuple(sorted(config.items())), self.dtype, aligned)
         self.launches.append(DraftLaunch(request, (x, y, z), tuple(bound), what, dict(sizes)))
+
+    def config(self, kernel: Kernel, dims: Dims, sizes: Mapping[str, Size]) -> Config:
+        return self.choose(self.call(kernel, dims, sizes), self.target)
+
+    def call(self, kernel: Kernel, dims: Dims, sizes: Mapping[str, Size]) -> Call:
+        own = {name: evaluate(size, {**self.workload, "slots": 64}) for name, size in sizes.items()}
+        return Call.of(kernel, dims, {**self.workload, **own}, self.dtype)
 
     def _pointer(self, value: View | Pointer | None) -> Pointer | None:
         if isinstance(value, View):

@@ -15,8 +15,9 @@ from torch import fx
 from dsv2_compile.backends.cuda import rules_attention, rules_dense, rules_moe
 from dsv2_compile.backends.cuda.draft import Choose, Draft
 from dsv2_compile.backends.cuda.values import Lowering, Rule, Skipped
+from dsv2_compile.backends.cuda.workload import workload
 from dsv2_compile.errors import ModelError
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config
 from dsv2_compile.origin import written
 from dsv2_compile.program import Program
 from dsv2_compile.targets import Target
@@ -24,8 +25,8 @@ from dsv2_compile.targets import Target
 RULES: dict[Any, Rule] = rules_dense.RULES | rules_attention.RULES | rules_moe.RULES
 
 
-def default(kernel: Kernel, dims: Dims, target: Target) -> Config:
-    return kernel.default(dims, target)
+def default(call: Call, target: Target) -> Config:
+    return KERNELS[call.kernel].default(dict(call.dims), target)
 
 
 def lower(
@@ -42,7 +43,7 @@ def lower(
     ``pages``: most cache pages of a sequence. ``dtype``: bf16, fp16 or fp32, of weights, activations and cache.
     Raises ModelError for an operator or an argument without a rule.
     """
-    low = Lowering(program, phase, Draft(target, dtype, dict(limits), choose), pages)
+    low = Lowering(program, phase, Draft(target, dtype, dict(limits), workload(phase, limits), choose), pages)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             low.values[node] = low.placeholder(node)

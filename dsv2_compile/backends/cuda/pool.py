@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+from typing import Protocol
 
 from dsv2_compile.backends.cuda.build_cache import Built
 from dsv2_compile.backends.cuda.toolchain import environment
@@ -33,16 +34,29 @@ class Failed:
     log: str
 
 
-def run(jobs: Sequence[Job], workers: int, timeout: float) -> Generator[tuple[int, Built | Failed], None, None]:
-    """Yield (index of the job, outcome) as they come. ``timeout``: seconds a job may take."""
-    waiting = deque(enumerate(jobs))
-    idle: list[_Worker] = []
-    busy: dict[Connection, _Worker] = {}
-    with tempfile.TemporaryDirectory(prefix="dsv2-compile-", ignore_cleanup_errors=True) as root:
+class Runner(Protocol):
+    """Where jobs are done: in processes here, or on other machines."""
+
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, Built | Failed], None, None]:
+        """Yield (index of the job, outcome) as they come. Closing the generator stops what is left."""
+
+
+class Pool:
+    """A `Runner` in ``workers`` processes, None for one a CPU, that live until `close`.
+    ``timeout``: seconds a job may take."""
+
+    def __init__(self, workers: int | None = None, timeout: float = 600.0) -> None:
+        self._workers, self._timeout = workers or len(os.sched_getaffinity(0)), timeout
+        self._root = tempfile.TemporaryDirectory(prefix="dsv2-compile-", ignore_cleanup_errors=True)
+        self._idle: list[_Worker] = []
+
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, Built | Failed], None, None]:
+        waiting = deque(enumerate(jobs))
+        busy: dict[Connection, _Worker] = {}
         try:
             while waiting or busy:
-                while waiting and len(busy) < workers:
-                    worker = idle.pop() if idle else _Worker(Path(root), timeout)
+                while waiting and len(busy) < self._workers:
+                    worker = self._idle.pop() if self._idle else _Worker(Path(self._root.name), self._timeout)
                     worker.give(*waiting.popleft())
                     busy[worker.pipe] = worker
                 soonest = min(w.deadline for w in busy.values())
@@ -52,11 +66,22 @@ def run(jobs: Sequence[Job], workers: int, timeout: float) -> Generator[tuple[in
                     if outcome is not None:
                         del busy[worker.pipe]
                         if worker.alive:
-                            idle.append(worker)
+                            self._idle.append(worker)
                         yield worker.index, outcome
         finally:
-            for worker in [*busy.values(), *idle]:
+            for worker in busy.values():
                 worker.stop()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().stop()
+        self._root.cleanup()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 class _Worker:

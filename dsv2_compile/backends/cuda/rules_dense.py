@@ -94,15 +94,17 @@ def linear(low: Lowering, x: View | Pointer, w: View, out: View, rows: Size, **g
     dims = {"N": out.width, "K": w.width, "X_STRIDE": stride, "OUT_STRIDE": out.stride, "INDEXED": index is not None}
     ending = "_fp32" if out.dtype == "fp32" and low.draft.dtype != "fp32" else ""
     hinted = dims | {"ROWS_HINT": low.hint(rows)}
-    parts = low.draft.choose(kernel(f"linear{ending}"), hinted, low.draft.target)["SPLIT_K"]
+    config = low.draft.config(kernel(f"linear{ending}"), hinted, {"rows": rows})
+    parts = config["SPLIT_K"]
     partial = low.draft.temporary("partial", rows, out.width * parts, "fp32") if parts > 1 else None
     target = None if parts > 1 else out
     args = {"x": x, "index": index, "w": w, "out": target, "partial": partial}
     low.draft.launch(kernel(f"linear{ending}"), hinted, {"rows": rows}, f"linear, {w.buffer}", **args)
     if partial is not None:
-        dims = {"N": out.width, "OUT_STRIDE": out.stride, "SPLIT_K": parts}
-        sums = kernel(f"split_k_sum{ending}")
-        low.draft.launch(sums, dims, {"rows": rows}, f"sum of {parts} parts", partial=partial, out=out)
+        sums = kernel(f"linear{ending}").then(hinted, config)
+        assert sums is not None
+        name, dims = sums
+        low.draft.launch(kernel(name), dims, {"rows": rows}, f"sum of {parts} parts", partial=partial, out=out)
 
 
 def _swiglu_into(low: Lowering, x: View, w: View, out: View) -> None:

@@ -1,0 +1,57 @@
+"""One configuration tried on one task, and who tries it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dsv2_compile.autotune.tasks import Task
+from dsv2_compile.kernels.gpu.kernel import Config
+
+OK = "ok"
+REFUSED = "refused"
+"""It does not compile, or could not be launched, or spills: no fault of the machine."""
+FAILED = "failed"
+"""The compiler or the measuring process crashed, hung or faulted with it."""
+WRONG = "wrong"
+"""It does not compute what the reference computes."""
+IMPOSSIBLE = "impossible"
+"""Its time is below what the target can do."""
+STATUSES = (OK, REFUSED, FAILED, WRONG, IMPOSSIBLE)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``microseconds``: of one call, with what has to follow it, if OK. ``seconds``: what the trial took.
+    ``facts``: plain data about it, for the report."""
+
+    config: Config
+    status: str
+    microseconds: float = 0.0
+    reason: str = ""
+    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == OK
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "config": dict(self.config), "facts": dict(self.facts)}
+
+
+class Judge(Protocol):
+    """``provenance``: `record.MEASURED` or `record.PREDICTED`; ``device``: what was measured on, or empty."""
+
+    provenance: str
+    device: str
+
+    def judge(self, task: Task, configs: Sequence[Config]) -> Iterator[Trial]:
+        """A trial of each, as they come. Closing the iterator stops what is left."""
+
+    def confirm(
+        self, task: Task, ranked: Sequence[Trial], default: Trial | None
+    ) -> tuple[Trial, tuple[str, ...]] | None:
+        """The trial that is taken, fastest first in ``ranked``, after whatever more has to be seen of it, and the
+        names of the checks that it passed; None if none may be."""
