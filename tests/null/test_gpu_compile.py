@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv2_compile.backends.cuda import compile as stage
 from dsv2_compile.backends.cuda import pool
 from dsv2_compile.backends.cuda.build_cache import FOLDER, BuildCache, key
 from dsv2_compile.backends.cuda.compile import compile_all, request

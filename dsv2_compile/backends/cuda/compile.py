@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from dsv2_compile.backends.cuda.build_cache import BuildCache, Built, key
@@ -62,55 +62,62 @@ def compile_all(
     timeout: float = 600.0,
     progress: Progress = silent,
     kernels: Mapping[str, Kernel] = KERNELS,
-    runner: Runner | None = None,
 ) -> list[Compiled]:
     """Compile and check ``requests``, in their order; equal ones once.
 
-    ``runner``: where; without it, in ``workers`` processes, None for one a CPU, that may take ``timeout`` seconds for
-    a kernel. A kernel that fails, hangs, crashes its compiler or cannot be launched costs nothing but itself: see
-    ``reason``. Raises UsageError for a name that is no kernel, IncompatibleError if nothing can be compiled here.
+    In ``workers`` processes, None for one a CPU, that may take ``timeout`` seconds for a kernel. See `compile_each`.
+    """
+    done: dict[Request, Compiled] = {}
+    count = len(set(requests))
+    with Pool(workers, timeout) as pool, closing(compile_each(requests, target, pool, cache, kernels)) as results:
+        for result in results:
+            done[result.request] = result
+            progress(result.request.kernel, len(done), count)
+    return [done[r] for r in requests]
+
+
+def compile_each(
+    requests: Sequence[Request],
+    target: Target,
+    runner: Runner,
+    cache: BuildCache | None = None,
+    kernels: Mapping[str, Kernel] = KERNELS,
+) -> Generator[Compiled, None, None]:
+    """Compile and check ``requests`` with ``runner``; equal ones once, as they come.
+
+    A kernel that fails, hangs, crashes its compiler or cannot be launched costs nothing but itself: see ``reason``.
+    Raises UsageError for a name that is no kernel, IncompatibleError if nothing can be compiled here.
     """
     if unknown := sorted({r.kernel for r in requests} - kernels.keys()):
         raise UsageError(f"unknown kernels: {', '.join(unknown)}", f"known are {', '.join(kernels)}")
     compilers, cache = toolchain(target), cache or BuildCache()
-    done: dict[Request, Compiled] = {}
     jobs: dict[str, Job] = {}
     askers: dict[str, list[Request]] = {}
-    distinct = list(dict.fromkeys(requests))
-
-    def finish(result: Compiled) -> None:
-        done[result.request] = result
-        progress(result.request.kernel, len(done), len(distinct))
-
-    for r in distinct:
+    for r in dict.fromkeys(requests):
         try:  # the kernel's own functions run here
             dims, config, claims = dict(r.dims), dict(r.config), dict.fromkeys(r.aligned, True)
             work = job(kernels[r.kernel], dims, config, r.dtype, target, claims)
             digest = key(work, compilers)
         except Exception as e:
-            finish(Compiled(r, reason=f"{type(e).__name__}: {e}"))
+            yield Compiled(r, reason=f"{type(e).__name__}: {e}")
             continue
         if built := cache.get(digest):
-            finish(_checked(r, built, work, target, cached=True))
+            yield _checked(r, built, work, target, cached=True)
         else:
             jobs[digest] = work
             askers.setdefault(digest, []).append(r)
 
     digests = list(jobs)
-    with ExitStack() as stack:
-        if runner is None:
-            runner = stack.enter_context(Pool(workers, timeout))
-        outcomes = stack.enter_context(closing(runner.run(list(jobs.values()))))
+    with closing(runner.run(list(jobs.values()))) as outcomes:
         for index, outcome in outcomes:
             digest = digests[index]
             if isinstance(outcome, Built):
                 cache.put(digest, outcome)
             for r in askers[digest]:
                 if isinstance(outcome, Failed):
-                    finish(Compiled(r, reason=outcome.reason, log=outcome.log))
+                    yield Compiled(r, reason=outcome.reason, log=outcome.log)
                 else:
-                    finish(_checked(r, outcome, jobs[digest], target, cached=False))
-    return [done[r] for r in requests]
+                    yield _checked(r, outcome, jobs[digest], target, cached=False)
 
 
 def _checked(request: Request, built: Built, job: Job, target: Target, cached: bool) -> Compiled:
