@@ -41,6 +41,14 @@ class Trial:
         return {**vars(self), "config": dict(self.config), "facts": dict(self.facts)}
 
 
+@dataclass(frozen=True)
+class Confirmed:
+    """``checks``: names of what the trial's configuration has passed."""
+
+    trial: Trial
+    checks: tuple[str, ...]
+
+
 class Judge(Protocol):
     """``provenance``: `record.MEASURED` or `record.PREDICTED`; ``device``: what was measured on, or empty."""
 
@@ -50,8 +58,6 @@ class Judge(Protocol):
     def judge(self, task: Task, configs: Sequence[Config]) -> Iterator[Trial]:
         """A trial of each, as they come. Closing the iterator stops what is left."""
 
-    def confirm(
-        self, task: Task, ranked: Sequence[Trial], default: Trial | None
-    ) -> tuple[Trial, tuple[str, ...]] | None:
-        """The trial that is taken, fastest first in ``ranked``, after whatever more has to be seen of it, and the
-        names of the checks that it passed; None if none may be."""
+    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
+        """The trial that is taken, after whatever more has to be seen of it; None if none may be. ``ranked``: those
+        that are OK, fastest first."""
