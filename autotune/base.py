@@ -42,7 +42,7 @@ class Base:
         exact = self.records.get(wanted)
         near = [exact] if exact else sorted(self._near(wanted), key=lambda r: _distance(r.key, wanted))
         for record in near:
-            if record.launch == launch_digest(_at(call, record.key), dict(record.config)):
+            if record.launch == launch_digest(at(call, record.key), dict(record.config)):
                 return record
             self.stale.add(record.key)
         blank = replace(wanted, source="", triton="", ptxas="")
@@ -55,7 +55,7 @@ class Base:
                 yield record
 
 
-def _at(call: Call, key: Key) -> Call:
+def at(call: Call, key: Key) -> Call:
     return replace(call, sizes=tuple(sorted({**dict(call.sizes), **dict(key.sizes)}.items())))
 
 

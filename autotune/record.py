@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dsv2_compile.kernels.gpu.kernel import INDIFFERENT, KERNELS, Call, Config
@@ -56,9 +56,12 @@ class Record:
     created: int
 
     def to_json(self) -> dict[str, Any]:
-        key = {**asdict(self.key), "dims": dict(self.key.dims), "sizes": dict(self.key.sizes)}
-        rest = {k: v for k, v in asdict(self).items() if k != "key"}
-        return {"schema": SCHEMA, "key": key, **rest, "config": dict(self.config), "checks": list(self.checks)}
+        rest = {**vars(self), "key": key_json(self.key), "config": dict(self.config), "checks": list(self.checks)}
+        return {"schema": SCHEMA, **rest}
+
+
+def key_json(key: Key) -> dict[str, Any]:
+    return {**vars(key), "dims": dict(key.dims), "sizes": dict(key.sizes)}
 
 
 def key_of(call: Call, target: str, triton: str, ptxas: str) -> Key:

@@ -23,8 +23,13 @@ def parse(value: Mapping[str, Any]) -> Record | str:
         return str(e)
 
 
-class _Wrong(Exception):
+class _Wrong(ValueError):
     pass
+
+
+def key_of_json(value: Any) -> Key:
+    """ValueError if it is none."""
+    return _key(_mapping(value))
 
 
 def _record(value: Mapping[str, Any]) -> Record:

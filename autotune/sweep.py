@@ -1,0 +1,176 @@
+"""The sweep: every task is searched, every trial logged, every winner recorded; it may be stopped and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsv2_compile.autotune import base
+from dsv2_compile.autotune.log import TrialLog
+from dsv2_compile.autotune.predict import VERSION, bound
+from dsv2_compile.autotune.record import Record, launch_digest
+from dsv2_compile.autotune.search import Search, pairs, search
+from dsv2_compile.autotune.space import plausible, seeds
+from dsv2_compile.autotune.tasks import Task
+from dsv2_compile.autotune.trial import Judge, Trial
+from dsv2_compile.kernels.gpu.kernel import Config
+from dsv2_compile.targets import Target
+
+BATCH = 8
+"""Configurations of a task that are asked for at once."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """``trials``: most configurations of a task. ``seeds``: of these, the best by estimate, tried first."""
+
+    trials: int
+    seeds: int
+
+
+EFFORTS = {"quick": Effort(24, 12), "full": Effort(160, 32)}
+
+
+@dataclass
+class Tally:
+    """How far a sweep is. ``trials`` by status and ``reasons`` of this run, ``found`` in earlier ones; ``best``: of the
+    task at work, microseconds, and its bound."""
+
+    tasks: int
+    finished: int = 0
+    found: int = 0
+    trials: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    planned: int = 0
+    best: float = 0.0
+    bound: float = 0.0
+    what: str = ""
+
+
+Told = Callable[[Tally], None]
+
+
+@dataclass
+class _State:
+    task: Task
+    default: Config
+    search: Search
+    bound: float
+    trials: dict[tuple[tuple[str, int], ...], Trial] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> list[Trial]:
+        return sorted((t for t in self.trials.values() if t.ok), key=lambda t: (t.microseconds, pairs(t.config)))
+
+    def take(self, trial: Trial) -> None:
+        self.trials[pairs(trial.config)] = trial
+        self.search.tell(trial.config, trial.microseconds if trial.ok else None)
+
+
+class Sweep:
+    """One run over ``tasks``. ``deadline`` of time.monotonic: after it no new batch is begun. Trials that the log has
+    from the same judge are not made again. ``records``: file that winners are appended to."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        target: Target,
+        judge: Judge,
+        log: TrialLog,
+        records: Path,
+        effort: Effort,
+        deadline: float = float("inf"),
+        told: Told = lambda tally: None,
+    ) -> None:
+        self._target, self._judge, self._log, self._records = target, judge, log, records
+        self._effort, self._deadline, self._told = effort, deadline, told
+        self._name = judge_name(judge)
+        self._states = [self._start(t) for t in tasks]
+        self.tally = Tally(len(tasks), found=sum(len(s.trials) for s in self._states))
+
+    def run(self) -> list[Record]:
+        """Round after round a batch of every task, so that each has a winner whenever the time is up. What was tried
+        stays in the log if this is interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short."""
+        found: list[Record] = []
+        left = self._states
+        while left and time.monotonic() < self._deadline:
+            ready = [s for s in left if time.monotonic() >= self._deadline or not self._batch(s)]
+            for state in ready:
+                if time.monotonic() < self._deadline:
+                    self.tally.finished += 1
+                found += self._crown(state)
+            left = [s for s in left if s not in ready]
+        for state in left:
+            found += self._crown(state)
+        return found
+
+    def _start(self, task: Task) -> _State:
+        kernel, dims = task.kernel, dict(task.call.dims)
+        default = dict(kernel.default(dims, self._target))
+        first = [default, *seeds(task.call, self._target, self._effort.seeds)]
+        space = {knob: tuple(sorted({*values, default[knob]})) for knob, values in kernel.space.items()}
+        seed = int.from_bytes(hashlib.sha256(repr(task.key).encode()).digest()[:4], "little")
+        how = search(space, first, self._effort.trials, seed, lambda c: plausible(task.call, c, self._target))
+        state = _State(task, default, how, bound(task.call, self._target))
+        for trial in self._log.of(task, self._name):
+            state.take(trial)
+        return state
+
+    def _batch(self, state: _State) -> bool:
+        """False if there was nothing left to try."""
+        room = self._effort.trials - len(state.trials)
+        configs = state.search.ask(min(BATCH, room)) if room > 0 else []
+        with closing(self._trials(state, configs)) as trials:
+            for trial in trials:
+                default = pairs(trial.config) == pairs(state.default)
+                self._log.add(state.task, self._name, trial, state.bound, default)
+                state.take(trial)
+                self._tell(state, trial)
+        return bool(configs)
+
+    def _trials(self, state: _State, configs: list[Config]) -> Iterator[Trial]:
+        if configs:
+            yield from self._judge.judge(state.task, configs)
+
+    def _tell(self, state: _State, trial: Trial) -> None:
+        tally = self.tally
+        tally.trials[trial.status] += 1
+        if not trial.ok:
+            tally.reasons[trial.reason] += 1
+        tally.what, tally.bound = f"{state.task.call.kernel}, {state.task.what}", state.bound
+        tally.best = state.ranked[0].microseconds if state.ranked else 0.0
+        self._told(tally)
+
+    def _crown(self, state: _State) -> list[Record]:
+        """The record of the winner, saved; none if no trial may win."""
+        default = state.trials.get(pairs(state.default))
+        won = self._judge.confirm(state.task, state.ranked, default)
+        if won is None:
+            return []
+        reference = default if default is not None and default.ok else won.trial
+        record = Record(
+            key=state.task.key,
+            config=pairs(won.trial.config),
+            provenance=self._judge.provenance,
+            microseconds=won.trial.microseconds,
+            default_microseconds=reference.microseconds,
+            bound=state.bound,
+            launch=launch_digest(base.at(state.task.call, state.task.key), dict(won.trial.config)),
+            model=VERSION,
+            device=self._judge.device,
+            checks=won.checks,
+            trials=len(state.trials),
+            created=int(time.time()),
+        )
+        base.save(self._records, [record])
+        return [record]
+
+
+def judge_name(judge: Judge) -> str:
+    """What two trials have in common that may be compared: the device, or the version of the model."""
+    return f"{judge.provenance} on {judge.device}" if judge.device else f"{judge.provenance}, model {VERSION}"
