@@ -28,6 +28,7 @@ def fake(name: str, args: dict[str, str], default: dict[str, int]) -> Kernel:
 
 
 DOUBLE = fake("double", {"x": "*T", "out": "*T", "n": "i32"}, {"BLOCK": 256, "num_warps": 4, "num_stages": 1})
+IDLE = fake("idle", dict(DOUBLE.args), DOUBLE.default({}, None))
 MATMUL = fake(
     "matmul",
     {"a": "*T", "b": "*T", "out": "*T", "k": "i32"},

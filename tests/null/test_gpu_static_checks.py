@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from dsv2_compile import targets
+from dsv2_compile.backends.cuda.build_cache import BuildCache
+from dsv2_compile.backends.cuda.compile import compile_all, request
 from dsv2_compile.backends.cuda.disassembly import Usage, examine
 from dsv2_compile.backends.cuda.static_checks import blocks_per_sm, check
 from dsv2_compile.kernels.gpu.aot import Cubin, Job, build, job
 from dsv2_compile.kernels.gpu.linear import LINEAR
 from dsv2_compile.kernels.gpu.norm import RMS_NORM
 from dsv2_compile.targets import Architecture, target
-from tests.gpu_fakes import DOUBLE, MATMUL
+from tests.gpu_fakes import DOUBLE, IDLE, MATMUL
 
 H800, A100 = target("h800"), target("a100")
 
@@ -168,6 +170,30 @@ def test_the_matrix_instruction_is_that_of_the_architecture(name):
     assert (report.problems, report.matrix, report.spills) == ((), MATRIX[name], 0)
     assert made.usage.abi == (8 if name in ("b200", "rtx5090") else 7)
     assert bool(made.cubin.tensor_memory) == (name == "b200")
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h800", "b200"])
+def test_a_kernel_that_writes_nothing_is_refused(gpu):
+    made = Made(job(IDLE, {}, IDLE.default({}, target(gpu)), "bf16", target(gpu)))
+    (problem,) = made.problems(target(gpu))
+    assert problem.startswith("no instruction of idle writes global memory")
+
+
+@pytest.mark.parametrize("columns", [512, 1024])
+def test_tiles_beyond_tensor_memory_are_refused(columns, tmp_path):
+    """Triton makes a trap of them and says nothing; the cubin itself would load."""
+    gpu = target("b200")
+    dims = {"N": 4096, "K": 1024, "X_STRIDE": 1024, "OUT_STRIDE": 4096, "INDEXED": False}
+    config = {**LINEAR.default(dims, gpu), "BLOCK_M": 128, "BLOCK_N": columns, "BLOCK_K": 32, "num_stages": 1}
+    (found,) = compile_all([request(LINEAR, dims, config, "bf16")], gpu, workers=1, cache=BuildCache(tmp_path))
+    assert found.cubin.tensor_memory == columns
+    if columns <= 512:
+        assert found.ok and found.report.matrix == "UTCHMMA"
+        return
+    assert found.usage.instructions < 32 and "trap;" in found.cubin.ptx
+    too_many, nothing = found.report.problems
+    assert too_many == "1024 columns of tensor memory per block, b200 has 512"
+    assert nothing.startswith("no instruction of linear writes global memory")
 
 
 def test_a_tile_below_64_rows_does_not_reach_warp_groups():

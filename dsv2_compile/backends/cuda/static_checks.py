@@ -15,6 +15,7 @@ _ITEM_BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "fp16": 2, "bf16"
 _ENTRY = re.compile(r"\.visible\s+\.entry\s+(\w+)\s*\(([^)]*)\)")
 _PARAMETER = re.compile(r"\.param\s+\.(\w+)")
 _THREADS = re.compile(r"\.reqntid\s+(\d+)")
+_WRITE = re.compile(r"\b(?:st|red|atom)(?:\.\w+)*\.global\b|\bcp(?:\.\w+)*\.bulk(?:\.\w+)*\.global\.")
 _WARP, _PARTITIONS = 32, 4
 
 
@@ -95,6 +96,13 @@ def _tensor_memory(cubin: Cubin, usage: Usage, job: Job, target: Target) -> Iter
         yield f"{cubin.tensor_memory} columns of tensor memory per block, {target.name} has {limit}"
 
 
+def _writes(cubin: Cubin, usage: Usage, job: Job, target: Target) -> Iterator[str]:
+    """A body that was found impossible is compiled to a trap without an error, for one where the tiles take more
+    tensor memory than there is."""
+    if not _WRITE.search(cubin.ptx):
+        yield f"no instruction of {cubin.symbol} writes global memory: the compiler left nothing of its body"
+
+
 def _parameters(cubin: Cubin, usage: Usage, job: Job, target: Target) -> Iterator[str]:
     """Arguments in order, then the two scratch pointers that Triton appends."""
     entries = _ENTRY.findall(cubin.ptx)
@@ -126,7 +134,8 @@ def _alignment(cubin: Cubin, usage: Usage, job: Job, target: Target) -> Iterator
 
 Rule = Callable[[Cubin, Usage, Job, Target], Iterator[str]]
 RULES: tuple[Rule, ...] = (
-    _architecture, _dtypes, _threads, _registers, _shared_memory, _tensor_memory, _parameters, _alignment,
+    _architecture, _dtypes, _threads, _registers, _shared_memory, _tensor_memory, _writes,
+    _parameters, _alignment,
 )  # fmt: skip
 
 
