@@ -13,6 +13,9 @@ Pairs = tuple[tuple[str, int], ...]
 
 
 class Search(Protocol):
+    most: int
+    """Configurations that it will ask for, at most."""
+
     def ask(self, count: int) -> list[Config]:
         """Up to ``count`` configurations that were not asked for before; none when the search is over."""
 
@@ -24,7 +27,7 @@ class Exhaustive:
     """All of ``points``, in their order."""
 
     def __init__(self, points: Sequence[Config]) -> None:
-        self._left = list(points)
+        self._left, self.most = list(points), len(points)
         self._told: set[Pairs] = set()
 
     def ask(self, count: int) -> list[Config]:
@@ -61,22 +64,21 @@ class Sampler:
             multivariate=True,
             group=False,
             constant_liar=True,
-            seed=seed,
-            warn_independent_sampling=False,
+            seed=seed
         )
         self._study = optuna.create_study(sampler=sampler)
         self._failed = optuna.trial.TrialState.FAIL
         self._choices = {
             knob: optuna.distributions.CategoricalDistribution(tuple(values)) for knob, values in space.items()
         }
-        self._first, self._limit, self._possible = list(first), limit, possible
+        self._first, self.most, self._possible = list(first), limit, possible
         self._open: dict[Pairs, Any] = {}
         self._seen: set[Pairs] = set()
 
     def ask(self, count: int) -> list[Config]:
         found: list[Config] = []
         idle = 0
-        while len(found) < count and len(self._seen) < self._limit and idle < self.PATIENCE:
+        while len(found) < count and len(self._seen) < self.most and idle < self.PATIENCE:
             trial, config = self._next()
             key = pairs(config)
             if key in self._seen or not self._possible(config):

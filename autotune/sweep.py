@@ -38,8 +38,8 @@ EFFORTS = {"quick": Effort(24, 12), "full": Effort(160, 32)}
 
 @dataclass
 class Tally:
-    """How far a sweep is. ``trials`` by status and ``reasons`` of this run, ``found`` in earlier ones; ``best``: of the
-    task at work, microseconds, and its bound."""
+    """How far a sweep is. ``trials`` by status and ``reasons`` of this run, ``found`` in earlier ones, ``planned`` in
+    all, at most; ``best``: of the task ``what`` at work, microseconds, and its ``bound``."""
 
     tasks: int
     finished: int = 0
@@ -91,7 +91,11 @@ class Sweep:
         self._effort, self._deadline, self._told = effort, deadline, told
         self._name = judge_name(judge)
         self._states = [self._start(t) for t in tasks]
-        self.tally = Tally(len(tasks), found=sum(len(s.trials) for s in self._states))
+        self.tally = Tally(
+            len(tasks),
+            found=sum(len(s.trials) for s in self._states),
+            planned=sum(s.search.most for s in self._states),
+        )
 
     def run(self) -> list[Record]:
         """Round after round a batch of every task, so that each has a winner whenever the time is up. What was tried

@@ -15,13 +15,14 @@ from dsv2_compile.targets import Target
 @dataclass(frozen=True)
 class Task:
     """``aligned``: arguments that every launch claims to be multiples of 16. ``count``: launches of it in all
-    programs. ``what``: what one of them is for."""
+    programs. ``what``: what one of them is for. ``config``: what the programs launch it with."""
 
     key: Key
     call: Call
     aligned: tuple[str, ...]
     count: int
     what: str
+    config: tuple[tuple[str, int], ...]
 
     @property
     def kernel(self) -> Kernel:
@@ -39,5 +40,6 @@ def tasks_of(drafts: Iterable[Draft], target: Target) -> list[Task]:
             key = key_of(call, target.name, compilers.triton, compilers.ptxas)
             known = found.get(key)
             aligned = tuple(n for n in launch.request.aligned if known is None or n in known.aligned)
-            found[key] = Task(key, call, aligned, 1 + (known.count if known else 0), launch.what)
+            count = 1 + (known.count if known else 0)
+            found[key] = Task(key, call, aligned, count, launch.what, launch.request.config)
     return list(found.values())

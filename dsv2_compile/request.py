@@ -16,7 +16,7 @@ class BuildRequest:
     ``no_weights``: plan and kernels only. ``max_seq_len`` None: the model's own limit. ``portable``: ONNX with
     ai.onnx operators only.
     ``strict``: NaN or infinity in the weights is an error. ``bisect`` and ``dump_ir`` are for finding
-    the pass that breaks a program.
+    the pass that breaks a program. ``tuning``: auto, none, or a file of tuning records.
     """
 
     model: str
@@ -35,3 +35,4 @@ class BuildRequest:
     no_weights: bool = False
     bisect: bool = False
     dump_ir: Path | None = None
+    tuning: str = "auto"

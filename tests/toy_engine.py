@@ -190,6 +190,7 @@ def manifest(**changes: Any) -> Manifest:
         },
         passes=({"name": "toy", "matches": 1, "claim": "bitwise"},),
         toolchain={"onnxruntime": onnxruntime.__version__, "dsv2-compile": "0.1.0"},
+        tuning=(),
         numerics={"logits": {"cosine_p5": 1.0, "note": "toy"}},
         weights={},
         files={},

@@ -34,11 +34,11 @@ class Backend:
 
 BACKENDS = {
     "onnxruntime": Backend("cpu", True, ("float32",), frozenset({"--portable"})),
-    "cuda": Backend("gpu", True, ("bfloat16", "float16"), frozenset({"--no-weights"})),
+    "cuda": Backend("gpu", True, ("bfloat16", "float16"), frozenset({"--no-weights", "--tuning"})),
     "tensorrt": Backend("gpu", False, ()),
 }
 DEFAULT_BACKEND = {"cpu": "onnxruntime", "gpu": "cuda"}
-SPECIAL_FLAGS = {"--portable": "portable", "--no-weights": "no_weights"}
+SPECIAL_FLAGS = {"--portable": "portable", "--no-weights": "no_weights", "--tuning": "tuning"}
 """Options with an effect in some backends only, and where the parser puts them."""
 
 
@@ -72,6 +72,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--portable", action="store_true", help="only standard ONNX operators, none of ONNX Runtime's own"
     )
     parser.add_argument("--no-weights", action="store_true", help="plan and kernels only, of a model of any size")
+    parser.add_argument(
+        "--tuning",
+        metavar="auto|none|FILE",
+        help="tuning records that kernels are chosen by: the shipped and your own (auto), none, or those of a file",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
     parser.add_argument("--no-verify", action="store_true", help="skip the numeric check; the engine stays unverified")
     parser.add_argument("--dry-run", action="store_true", help="tell what it would write and need, and write nothing")
@@ -105,6 +110,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         force=args.force,
         no_verify=args.no_verify,
         no_weights=args.no_weights,
+        tuning=args.tuning or "auto",
         bisect=args.bisect,
         dump_ir=args.dump_ir,
     )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dsv2_compile import __version__
-from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, verify
+from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, tune, verify
 from dsv2_compile.cli.command import Command, Result
 from dsv2_compile.cli.failures import InternalError, Stopped, stopping_on_signals, translate
 from dsv2_compile.cli.output import Console
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Command] = {
     c.name: c
     for c in (
         build.COMMAND,
+        tune.COMMAND,
         run.COMMAND,
         verify.COMMAND,
         inspect.COMMAND,

@@ -39,7 +39,8 @@ class Progress:
         self._first = 0
         self._drawn = False
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """``detail`` follows the figures of the work; another one is no other work."""
         now = self._clock()
         new = what != self.what
         if new:
@@ -50,10 +51,11 @@ class Progress:
             return
         self._told = now
         if self.terminal:
-            self._write(_CLEAR + self._line(done, total, now)[: shutil.get_terminal_size().columns - 1])
+            line = self._line(done, total, now, detail)
+            self._write(_CLEAR + line[: shutil.get_terminal_size().columns - 1])
             self._drawn = True
         else:
-            self._write((self._name() if new else self._line(done, total, now)) + "\n")
+            self._write((self._name() if new else self._line(done, total, now, detail)) + "\n")
 
     def clear(self) -> None:
         """Take the bar off the terminal, so that a line can be written there."""
@@ -61,7 +63,7 @@ class Progress:
             self._write(_CLEAR)
             self._drawn = False
 
-    def _line(self, done: int, total: int, now: float) -> str:
+    def _line(self, done: int, total: int, now: float, detail: str) -> str:
         name = self._name()
         if total <= 0:
             return name
@@ -73,7 +75,7 @@ class Progress:
             parts.append(f"[{'#' * full}{'.' * (_BAR - full)}]")
         parts.append(f"{share:4.0%} {number(done)} of {number(total)}")
         left = self._left(done, total, now)
-        return " ".join([*parts, left] if left else parts)
+        return " ".join(p for p in (*parts, left, printable(detail)) if p)
 
     def _name(self) -> str:
         return printable(self.what.removesuffix(BYTES))

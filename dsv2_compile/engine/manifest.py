@@ -74,6 +74,7 @@ class Manifest:
     programs: dict[str, ProgramEntry]
     passes: tuple[dict[str, Any], ...]
     toolchain: dict[str, str]
+    tuning: tuple[dict[str, Any], ...]
     numerics: dict[str, Any]
     weights: dict[str, Placement]
     files: dict[str, FileEntry]
@@ -138,6 +139,7 @@ def _build(raw: dict[str, Any]) -> Manifest:
         for k, v in raw["programs"].items()
     }
     fields["passes"] = tuple(raw["passes"])
+    fields["tuning"] = tuple(raw["tuning"])
     fields["weights"] = {k: Placement(**{**v, "shape": tuple(v["shape"])}) for k, v in raw["weights"].items()}
     fields["files"] = {k: FileEntry(**v) for k, v in raw["files"].items()}
     fields["source"] = SourceEntry(**raw["source"])

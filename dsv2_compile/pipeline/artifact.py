@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -24,7 +25,8 @@ from dsv2_compile.weights import Recipe
 class Artifact:
     """``recipes``: the weights that its programs read, stored in ``dtype``. ``files(placement)``: the backend's own
     files, once it is known where each weight lies. ``tools``: distributions that shaped them. ``nbytes``: about how
-    large they are. ``warnings``: what the user should know of them."""
+    large they are. ``warnings``: what the user should know of them. ``tuning``: configurations of kernels, and where
+    each is from."""
 
     backend: str
     target: str
@@ -36,10 +38,14 @@ class Artifact:
     tools: tuple[str, ...]
     nbytes: int
     warnings: tuple[str, ...] = field(default=())
+    tuning: tuple[dict[str, Any], ...] = field(default=())
 
 
 class Backend(Protocol):
     """A module with these functions."""
+
+    def reads(self, request: BuildRequest) -> Sequence[Path]:
+        """Files besides the checkpoint that decide what is made."""
 
     def make(self, config: ModelConfig, request: BuildRequest, progress: Progress) -> Artifact:
         """Compile a model of ``config`` for the request's target."""

@@ -64,7 +64,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildReport:
     start = time.monotonic()
     backend = _backend(request)
     checkpoint = _open(request, progress)
-    inputs = unchanged.fingerprint(checkpoint, request)
+    inputs = unchanged.fingerprint(checkpoint, request, backend.reads(request))
     if request.force and (there := unchanged.find(inputs, request.output)):
         return BuildReport(request.output, there, time.monotonic() - start, None, (UNCHANGED,))
     fingerprint = _fingerprint(checkpoint, request)
@@ -162,6 +162,7 @@ def _manifest(request: BuildRequest, checkpoint: Checkpoint, made: Artifact) -> 
         programs=made.entries,
         passes=tuple(r.to_json() for r in made.compiled.records),
         toolchain={"dsv2-compile": __version__, **{t: importlib.metadata.version(t) for t in made.tools}},
+        tuning=made.tuning,
         numerics={},
         weights={},
         files={},

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
+from dsv2_compile.autotune import base
 from dsv2_compile.backends.cuda import costs
 from dsv2_compile.compiler import Compiled
 from dsv2_compile.config import ModelConfig
@@ -16,6 +18,7 @@ from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.pipeline.artifact import Artifact
 from dsv2_compile.pipeline.cuda_plan import plan_of, programs_of
 from dsv2_compile.pipeline.cuda_proof import verify
+from dsv2_compile.pipeline.cuda_records import files_of
 from dsv2_compile.plan.dtypes import NAMES, SHORT
 from dsv2_compile.plan.expr import Expr
 from dsv2_compile.plan.plan import FILE, Plan
@@ -35,6 +38,10 @@ DECODE_FORMS = ("absorbed", "merged")
 __all__ = ["make", "verify"]
 
 
+def reads(request: BuildRequest) -> list[Path]:
+    return files_of(request.tuning, _target(request))
+
+
 def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Artifact:
     gpu, dtype = _target(request), request.dtype or "bfloat16"
     positions = request.max_seq_len or config.max_position_embeddings
@@ -44,7 +51,8 @@ def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Arti
     recipes = _recipes(compiled)
     if not request.no_weights:
         _require_room(config, gpu, recipes, dtype, positions)
-    planned = plan_of(compiled, gpu, SHORT[dtype], request.max_batch_size, positions, progress)
+    known = base.load(files_of(request.tuning, gpu))
+    planned = plan_of(compiled, gpu, SHORT[dtype], request.max_batch_size, positions, progress, known)
     report = (json.dumps(planned.report, indent=1) + "\n").encode()
     files = {FILE: to_bytes(planned.plan), **planned.images, costs.FILE: report}
     return Artifact(
@@ -58,6 +66,7 @@ def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Arti
         tools=TOOLS,
         nbytes=sum(map(len, files.values())),
         warnings=planned.warnings,
+        tuning=tuple(planned.tuning),
     )
 
 

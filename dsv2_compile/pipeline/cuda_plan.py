@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
+from dsv2_compile.autotune.base import Base
 from dsv2_compile.backends.cuda import costs, emit
 from dsv2_compile.backends.cuda.choice import Choice
 from dsv2_compile.backends.cuda.compile import Compiled as CompiledKernel
@@ -21,6 +22,7 @@ from dsv2_compile.backends.cuda.values import PAGE
 from dsv2_compile.compiler import Compiled, CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import IncompatibleError
+from dsv2_compile.pipeline import cuda_records
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.progress import Progress
 from dsv2_compile.targets import Target
@@ -40,11 +42,13 @@ STEPS = (1, 8, 32, 128)
 
 @dataclass(frozen=True)
 class Planned:
-    """``images``: cubins by file name. ``report``: what launches and kernels take, for `inspect`."""
+    """``images``: cubins by file name. ``report``: what launches and kernels take, for `inspect`. ``tuning``: of every
+    call its configuration and where that is from, see `cuda_records`."""
 
     plan: Plan
     images: dict[str, bytes]
     report: dict[str, Any]
+    tuning: list[dict[str, Any]]
     warnings: tuple[str, ...]
 
 
@@ -71,9 +75,17 @@ def programs_of(
     return Compiled(programs, records)
 
 
-def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress) -> Planned:
+def plan_of(
+    compiled: Compiled,
+    gpu: Target,
+    dtype: str,
+    max_batch: int,
+    positions: int,
+    progress: Progress,
+    records: Base,
+) -> Planned:
     """Lower every program and compile every kernel. IncompatibleError if one cannot be had for ``gpu``."""
-    choice = Choice()
+    choice = Choice(cuda_records.configs_of(records))
     for left in reversed(range(ROUNDS)):
         drafts = drafts_of(compiled, gpu, dtype, max_batch, positions, progress, choice)
         built = compile_all(emit.requests(drafts.values()), gpu, progress=progress)
@@ -91,7 +103,9 @@ def plan_of(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positio
         entries[kernel.request] = emit.entry(kernel.request, kernel.cubin, file)
     plan = emit.plan(gpu, dtype, PAGE, pages_of(positions), drafts, entries)
     report = costs.report(drafts, {k.request: k for k in built}, gpu)
-    return Planned(plan, dict(sorted(images.items())), report, _spills(built))
+    tuning = cuda_records.used(drafts.values(), records, gpu)
+    notes = (*_spills(built), *cuda_records.warnings(tuning, records, gpu))
+    return Planned(plan, dict(sorted(images.items())), report, tuning, notes)
 
 
 def uncompiled(compiled: Compiled, gpu: Target, dtype: str, max_batch: int, positions: int, progress: Progress) -> Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from dsv2_compile.backends.onnxruntime import Lowered, lower, place
@@ -20,6 +22,10 @@ from dsv2_compile.weights import Recipe
 
 DTYPE = torch.float32
 TOOLS = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
+
+
+def reads(request: BuildRequest) -> list[Path]:
+    return []
 
 
 def make(config: ModelConfig, request: BuildRequest, progress: Progress) -> Artifact:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +37,13 @@ def state(checkpoint: Checkpoint) -> bytes:
     return "\n".join(lines).encode()
 
 
-def fingerprint(checkpoint: Checkpoint, request: BuildRequest) -> str:
-    """SHA-256 over all that a build reads."""
+def fingerprint(checkpoint: Checkpoint, request: BuildRequest, files: Iterable[Path]) -> str:
+    """SHA-256 over all that a build reads. ``files``: what its backend reads besides."""
     h = hashlib.sha256(state(checkpoint))
     asked = replace(request, model="", output=Path(), force=False, dump_ir=None)
     h.update(repr((asked, [_version(t) for t in TOOLS])).encode())
+    for path in files:
+        h.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"none")
     root = Path(dsv2_compile.__file__).parent
     for folder, folders, names in os.walk(root, followlinks=True):
         folders.sort()

@@ -1,0 +1,115 @@
+"""``tune``: a model's configuration -> the calls of its programs -> a sweep -> records that `build` uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
+from dsv2_compile.autotune import base
+from dsv2_compile.autotune.log import TrialLog, own_log
+from dsv2_compile.autotune.record import Key, Record
+from dsv2_compile.autotune.sweep import EFFORTS, Sweep, Tally, Told
+from dsv2_compile.autotune.tasks import Task, tasks_of
+from dsv2_compile.autotune.trial import Judge
+from dsv2_compile.backends.cuda.choice import Choice
+from dsv2_compile.checkpoint import Checkpoint
+from dsv2_compile.compiler import Compiled
+from dsv2_compile.errors import UsageError
+from dsv2_compile.kernels.gpu.kernel import KERNELS
+from dsv2_compile.pipeline.cuda_plan import drafts_of, programs_of
+from dsv2_compile.pipeline.cuda_records import configs_of
+from dsv2_compile.plan.dtypes import SHORT
+from dsv2_compile.progress import Progress, silent
+from dsv2_compile.targets import Target
+
+ROUNDS = 3
+"""A winner may call for kernels that were not called before, the sum of a product that is split: these are next."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """``model``: a directory or a hub id, of which only the configuration is read. ``kernels``: those to tune, all if
+    empty. ``budget``: seconds. ``records`` and ``log``: files, None for the user's own."""
+
+    model: str
+    gpu: Target
+    dtype: str = "bfloat16"
+    revision: str | None = None
+    kernels: tuple[str, ...] = ()
+    max_batch_size: int = 128
+    max_seq_len: int | None = None
+    budget: float = float("inf")
+    effort: str = "quick"
+    records: Path | None = None
+    log: Path | None = None
+
+
+@dataclass
+class TuneReport:
+    """``tallies``: one a round. ``records``: those of winners, by task. ``unfinished``: tasks whose search was cut."""
+
+    records: list[Record] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list)
+    unfinished: int = 0
+    seconds: float = 0.0
+
+
+def tune(
+    request: TuneRequest,
+    judge: Judge,
+    told: Told = lambda tally: None,
+    progress: Progress = silent,
+    report: TuneReport | None = None,
+) -> TuneReport:
+    """Sweep all that the programs of a model call. ``report`` is filled as it goes, for whoever is interrupted.
+
+    Raises UsageError for unknown kernels and limits that the model does not have, ModelError.
+    """
+    start, report = time.monotonic(), report or TuneReport()
+    if unknown := [k for k in request.kernels if k not in KERNELS]:
+        raise UsageError(f"unknown kernel {unknown[0]!r}", f"choose from {', '.join(KERNELS)}")
+    call_tasks = _tasks(request, progress)
+    records, log = request.records or base.own_file(request.gpu), TrialLog(request.log or own_log(request.gpu))
+    done: set[Key] = set()
+    for _ in range(ROUNDS):
+        known = base.load([records])
+        tasks = [t for t in call_tasks(known) if t.key not in done]
+        if not tasks:
+            break
+        sweep = Sweep(tasks, request.gpu, judge, log, records, EFFORTS[request.effort], start + request.budget, told)
+        report.tallies.append(sweep.tally)
+        report.records += sweep.run()
+        report.unfinished += sweep.tally.tasks - sweep.tally.finished
+        done |= {t.key for t in tasks}
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _tasks(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Sequence[Task]]:
+    """What there is to tune, given what is known."""
+    config = Checkpoint.settings(request.model, request.revision, progress).config
+    positions = request.max_seq_len or config.max_position_embeddings
+    if not 1 <= positions <= config.max_position_embeddings:
+        raise UsageError(
+            f"--max-seq-len {positions} is outside what the model was made for",
+            f"give 1 to {config.max_position_embeddings} positions",
+        )
+    compiled: Compiled = programs_of(config, request.gpu, positions, {}, progress, check=False)
+
+    def tasks(known: base.Base) -> list[Task]:
+        drafts = drafts_of(
+            compiled,
+            request.gpu,
+            SHORT[request.dtype],
+            request.max_batch_size,
+            positions,
+            progress,
+            Choice(configs_of(known)),
+        )
+        found = tasks_of(drafts.values(), request.gpu)
+        return [t for t in found if not request.kernels or t.call.kernel in request.kernels]
+
+    return tasks
