@@ -10,8 +10,8 @@ import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.backends.cuda.compile import request
 from dsv2_compile.backends.cuda.draft import Request
 from dsv2_compile.config import ModelConfig
+from dsv2_compile.devices.device import Device, open_device
 from dsv2_compile.gpu_check import bench_attention, bench_layers, scale
-from dsv2_compile.gpu_check.device import Device, open_device
 from dsv2_compile.gpu_check.options import Options, Row
 from dsv2_compile.gpu_check.scale import Scale, Step
 from dsv2_compile.kernels.gpu.kernel import Kernel
@@ -52,7 +52,7 @@ def requests(options: Options, rows: Iterable[Row]) -> Iterator[tuple[Request, K
 
 
 def start(options: Options) -> State:
-    return State(open_device(options), options)
+    return State(open_device(target(options.target), options.host), options)
 
 
 def sound(state: State) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.gpu_check.device import Device, Work
+from dsv2_compile.devices.device import Device, Work
 from dsv2_compile.gpu_check.options import Row
 from dsv2_compile.gpu_check.scale import Scale, Step, copies, shape_of, step
 from dsv2_compile.gpu_check.timing import rel_l2, row

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
+from dsv2_compile.devices.device import Device, open_device
+from dsv2_compile.devices.host_driver import in_place_of_a_gpu
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.placement import Placement
 from dsv2_compile.gpu_check import roofline, scale
-from dsv2_compile.gpu_check.device import Device, open_device
-from dsv2_compile.gpu_check.host_driver import in_place_of_a_gpu
 from dsv2_compile.gpu_check.options import ERROR, OK, SKIPPED, WRONG, Options, Row
 from dsv2_compile.gpu_check.peers import MODES, Peer
 from dsv2_compile.gpu_check.timing import against, spread
@@ -184,7 +184,7 @@ def _open(state: State) -> Running:
         driver = state.stack.enter_context(in_place_of_a_gpu(plan, root))
         device = Device(driver, "cpu", target(state.options.target), 1)
     else:
-        device = open_device(state.options)
+        device = open_device(target(state.options.target), state.options.host)
     with tempfile.TemporaryDirectory(prefix="dsv2-gpu-check-") as folder:
         weights = random_weights(Path(folder), plan, device.torch)
         executor = state.stack.enter_context(CudaExecutor(plan, root, weights, slots))

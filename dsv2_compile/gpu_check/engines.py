@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv2_compile.devices.host_driver import in_place_of_a_gpu
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.manifest import Manifest
-from dsv2_compile.gpu_check.host_driver import in_place_of_a_gpu
 from dsv2_compile.gpu_check.options import OK, SKIPPED, WRONG, Options, Row
 from dsv2_compile.pipeline.cuda_proof import prove
 from dsv2_compile.plan import text

@@ -12,8 +12,8 @@ from typing import Any
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.backends.cuda.compile import request
 from dsv2_compile.backends.cuda.draft import Request
-from dsv2_compile.gpu_check.device import Device, Refused, open_device
-from dsv2_compile.gpu_check.guarded import Guarded, Violation
+from dsv2_compile.devices.device import Device, Refused, open_device
+from dsv2_compile.devices.guarded import Guarded, Violation
 from dsv2_compile.gpu_check.options import ERROR, OK, REFUSED, WRONG, Options, Row
 from dsv2_compile.kernels.gpu.check import Case, check
 from dsv2_compile.kernels.gpu.kernel import Config, Kernel
@@ -82,7 +82,7 @@ def requests(options: Options, rows: Iterable[Row]) -> Iterator[tuple[Request, K
 
 
 def start(options: Options) -> State:
-    return open_device(options), cases(options)
+    return open_device(target(options.target), options.host), cases(options)
 
 
 def sound(state: State) -> None:

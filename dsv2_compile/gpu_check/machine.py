@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 import dsv2_compile.kernels.gpu.source as sources
+from dsv2_compile.devices.device import Device, open_device
 from dsv2_compile.errors import IncompatibleError
-from dsv2_compile.gpu_check.device import Device, open_device
 from dsv2_compile.gpu_check.options import OK, Options, Row
 from dsv2_compile.gpu_check.timing import spread
 from dsv2_compile.runtime.native.cuda_core import open_driver
-from dsv2_compile.targets import GPUS
+from dsv2_compile.targets import GPUS, target
 
 LIBRARIES = ("torch", "triton", "numpy", "cuda-core", "cuda-bindings", "transformers")
 COPY_BYTES, MATMUL = 4 << 30, 8192
@@ -46,7 +46,7 @@ def run(options: Options, item: Row) -> Row:
         driver.close()
         if not torch.cuda.is_available():
             raise IncompatibleError("torch finds no GPU.", "Install a build of torch for CUDA.")
-    device = open_device(Options(host=options.host, target=str(found["target"])))
+    device = open_device(target(str(found["target"])), options.host)
     return {**found, **rates(device, options.host), "clocks": {} if options.host else clocks()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.bench.stats import Spread
-from dsv2_compile.gpu_check.device import Device, Work
+from dsv2_compile.devices.device import Device, Work
 from dsv2_compile.gpu_check.options import OK, WRONG, Row
 from dsv2_compile.gpu_check.scale import Scale, Step
 from dsv2_compile.kernels.dialect import Cost

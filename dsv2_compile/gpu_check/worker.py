@@ -7,39 +7,27 @@ A part is a module with ``start(options)`` -> its state, ``run(state, item)`` ->
 from __future__ import annotations
 
 import importlib
-import os
 import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from typing import Any
 
 from dsv2_compile.errors import Dsv2Error, IncompatibleError
-from dsv2_compile.gpu_check.isolated import answer, opened
-from dsv2_compile.gpu_check.options import ERROR, Row
+from dsv2_compile.gpu_check.options import ERROR, Options, Row
 
 _TRACE_LINES = 12
 
 
-def main(descriptor: int) -> None:
-    pipe = Connection(descriptor)
-    module, options = pipe.recv()
-    item = pipe.recv()
+def start(setup: tuple[str, Options]) -> Callable[[Row], tuple[Row, bool]]:
+    """A worker of `processes`."""
+    module, options = setup
     try:
         part = importlib.import_module(module)
         state = part.start(options)
     except Exception as e:
-        answer(pipe, {**failure(e), "unopened": True}, last=True)
-        return
-    opened(pipe)
-    while True:
-        row, faulted = _run(part, state, item)
-        answer(pipe, row, last=faulted)
-        if faulted:
-            os._exit(1)  # what would be freed in the ordinary way cannot be
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
+        row = {**failure(e), "unopened": True}
+        return lambda item: (dict(row), True)
+    return lambda item: _run(part, state, item)
 
 
 def _run(part: Any, state: Any, item: Row) -> tuple[Row, bool]:

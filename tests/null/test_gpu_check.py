@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from dsv2_compile.gpu_check import decode, device, isolated, kernels, machine, roofline, scale
+from dsv2_compile.devices import device
+from dsv2_compile.gpu_check import decode, isolated, kernels, machine, roofline, scale
 from dsv2_compile.gpu_check import engines as gpu_engines
 from dsv2_compile.gpu_check.__main__ import main
 from dsv2_compile.gpu_check.options import Options

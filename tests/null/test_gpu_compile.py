@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv2_compile import processes
 from dsv2_compile.backends.cuda import compile as stage
 from dsv2_compile.backends.cuda import pool
 from dsv2_compile.backends.cuda.build_cache import FOLDER, BuildCache, key
@@ -25,6 +26,7 @@ from dsv2_compile.cache_folder import cache_folder
 from dsv2_compile.errors import IncompatibleError, UsageError
 from dsv2_compile.kernels.gpu import aot
 from dsv2_compile.kernels.gpu.norm import RMS_NORM
+from dsv2_compile.processes import Process, Worker
 from dsv2_compile.targets import target
 from tests import gpu_fakes, gpu_sources
 from tests.gpu_fakes import DOUBLE, FAKES, MATMUL, double, matmul, unlucky
@@ -181,19 +183,19 @@ def test_failures_are_not_remembered(cache, compiled):
 
 
 def test_a_compiler_whose_parent_is_gone_ends_by_itself(tmp_path):
-    worker = pool._Worker(tmp_path, timeout=1.0)
+    worker = Process(Worker(pool.MODULE), tmp_path)
     work = aot.job(gpu_fakes.UNLUCKY, {"KIND": 1}, {"num_warps": 1, "num_stages": 1}, "bf16", H800)
-    worker.give(0, work)
+    worker.give(0, work, timeout=1.0)
     assert worker._process.wait(timeout=60) == -signal.SIGALRM
     assert worker.stop() == -signal.SIGALRM
     assert no_sleepers()
 
 
 def test_a_compiler_that_does_not_start_is_named(cache, monkeypatch):
-    monkeypatch.setattr(pool, "_CODE", "import time; time.sleep(60)")
+    monkeypatch.setattr(processes, "_CODE", "import time; time.sleep(60)")
     monkeypatch.setattr(pool, "STARTING", 0.5)
     (found,) = compile_fakes([double()], cache)
-    assert found.reason == "no compiler after 0.5 s"
+    assert found.reason == "the compiler was not ready after 0.5 s"
 
 
 def test_an_interrupt_leaves_no_process(cache):

@@ -28,6 +28,8 @@ FORBIDDEN = {
     "checkpoint": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "runtime", "export"},
     "model": {"cli", "pipeline", "compiler", "passes", "backends", "verify", "runtime", "engine", "export"},
     "verify": {"cli", "pipeline", "compiler", "backends"},
+    "devices": {"cli", "pipeline", "compiler", "checkpoint", "verify", "passes", "autotune", "gpu_check"},
+    "autotune": {"cli", "pipeline", "compiler", "checkpoint", "verify", "export", "gpu_check"},
 }
 """folder -> the parts of the package it may not import, whatever it needs them for."""
 

@@ -1,45 +1,27 @@
-"""One compiling process: jobs in, cubins out. It imports Triton and the kernels' sources, not torch."""
+"""What a compiling process does: jobs in, cubins out. It imports Triton and the kernels' sources, not torch."""
 
 from __future__ import annotations
 
 import os
-import signal
-import tempfile
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+
+import triton  # noqa: F401  when the process starts, not in the time of its first job
 
 from dsv2_compile.backends.cuda.build_cache import Built
 from dsv2_compile.backends.cuda.disassembly import examine
 from dsv2_compile.kernels.gpu.aot import Job, build
 
 
-def main(fd: int, folder: str) -> None:
-    """Answer jobs from the socket ``fd`` until it closes: a `Built`, or what went wrong as text. None first: ready.
-
-    ``folder`` takes temporary files. Standard output and error are the job's log; they are emptied before each.
-    A job comes with the seconds after which SIGALRM ends it, should the parent not be there to do it.
-    """
-    os.set_inheritable(fd, False)
-    tempfile.tempdir = folder
-    with Connection(fd) as pipe:
-        pipe.send(None)
-        while True:
-            try:
-                job, seconds = pipe.recv()
-            except EOFError:
-                return
-            os.ftruncate(2, 0)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            pipe.send(_answer(job))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+def start(setup: None) -> Callable[[Job], tuple[Built, bool]]:
+    """A worker of `processes`."""
+    return lambda job: (answer(job), False)
 
 
-def _answer(job: Job) -> Built | str:
+def answer(job: Job) -> Built:
+    """Raises what the compiler raises."""
     start = _processor_seconds()
-    try:
-        cubin = build(job)
-        return Built(cubin, examine(cubin.image), _processor_seconds() - start)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
+    cubin = build(job)
+    return Built(cubin, examine(cubin.image), _processor_seconds() - start)
 
 
 def _processor_seconds() -> float:

@@ -1,4 +1,4 @@
-"""A GPU as the check uses it, or the host in its place: memory that torch and kernels share, kernels, time."""
+"""A GPU, or the host in its place: memory that torch and kernels share, kernels, time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from dsv2_compile.backends.cuda.compile import compile_all, request
-from dsv2_compile.gpu_check.host_driver import HostDriver, Source
-from dsv2_compile.gpu_check.options import Options
+from dsv2_compile.devices.host_driver import HostDriver, Source
+from dsv2_compile.kernels.gpu.aot import Cubin
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.runtime.native.cuda_core import open_driver
 from dsv2_compile.runtime.native.driver import Driver
 from dsv2_compile.runtime.native.launches import WARP
-from dsv2_compile.targets import Target, target
+from dsv2_compile.targets import Target
 
 Work: TypeAlias = Callable[[], Any]
 Argument: TypeAlias = "torch.Tensor | int | None"
@@ -52,24 +52,25 @@ class Device:
         self._codes: dict[Any, Code] = {}
         self._held: list[int] = []
 
-    def code(self, kernel: Kernel, dims: Dims, config: Config, dtype: str) -> Code:
-        """Raises `Refused`."""
-        key = kernel.name, id(kernel), tuple(sorted(dims.items())), tuple(sorted(config.items())), dtype
+    def code(self, kernel: Kernel, dims: Dims, config: Config, dtype: str, cubin: Cubin | None = None) -> Code:
+        """``cubin``: what was compiled already. Raises `Refused`."""
+        key = kernel.name, id(kernel), tuple(sorted(dims.items())), tuple(sorted(config.items())), dtype, cubin
         if key not in self._codes:
-            self._codes[key] = self._load(kernel, dims, config, dtype)
+            self._codes[key] = self._load(kernel, dims, config, dtype, cubin)
         return self._codes[key]
 
-    def _load(self, kernel: Kernel, dims: Dims, config: Config, dtype: str) -> Code:
+    def _load(self, kernel: Kernel, dims: Dims, config: Config, dtype: str, cubin: Cubin | None) -> Code:
         args = {n: f"*{dtype}" if kind == "*T" else kind for n, kind in kernel.args.items()}
         if isinstance(self.driver, HostDriver):
             image = len(self.driver.sources).to_bytes(4, "little")
             self.driver.sources[image] = Source(kernel.fn, args, kernel.constants(dims, config))
             return Code(self.driver.load(image, kernel.name, 0), args, 128, 0, 0)
-        asked = request(kernel, dims, config, dtype)
-        (made,) = compile_all([asked], self.target, workers=1, kernels={kernel.name: kernel})
-        if not made.ok or made.cubin is None:
-            raise Refused(f"{made.reason} {made.log[-300:]}".strip())
-        cubin = made.cubin
+        if cubin is None:
+            asked = request(kernel, dims, config, dtype)
+            (made,) = compile_all([asked], self.target, workers=1, kernels={kernel.name: kernel})
+            if not made.ok or made.cubin is None:
+                raise Refused(f"{made.reason} {made.log[-300:]}".strip())
+            cubin = made.cubin
         handle = self.driver.load(cubin.image, cubin.symbol, cubin.shared)
         return Code(handle, args, cubin.warps * WARP, cubin.shared, cubin.scratch)
 
@@ -90,9 +91,10 @@ class Device:
         dtype: str,
         sizes: Mapping[str, int],
         args: Mapping[str, Argument],
+        cubin: Cubin | None = None,
     ) -> Work:
         """A launch, ready to be made as often as wanted. Raises `Refused`."""
-        code = self.code(kernel, dims, config, dtype)
+        code = self.code(kernel, dims, config, dtype, cubin)
         grid = [evaluate(g, {}) for g in kernel.grid(dims, config, sizes)]
         bound = {n: args.get(n) if kind.startswith("*") else sizes[n] for n, kind in kernel.args.items()}
         return lambda: self.launch(code, grid, bound)
@@ -227,9 +229,8 @@ def _host_ms(works: Sequence[Work]) -> float:
     return (time.perf_counter() - start) * 1e3 / len(works)
 
 
-def open_device(options: Options) -> Device:
+def open_device(gpu: Target, host: bool = False) -> Device:
     """IncompatibleError if there is no GPU that can be used."""
-    gpu = target(options.target)
-    if options.host:
+    if host:
         return Device(HostDriver(gpu.capability), "cpu", gpu, repeats=1)
     return Device(open_driver(0), "cuda", gpu, repeats=3)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsv2_compile.gpu_check.device import Argument, Device
+from dsv2_compile.devices.device import Argument, Device
 from dsv2_compile.kernels.gpu.check import Tensors
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
 
