@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu import work_rows
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import cache as source
 from dsv2_compile.kernels.ops.rope import latent_rope, rotate
@@ -78,6 +79,7 @@ LATENT_CACHE = register(
         default=_latent_default,
         reference=_latent_reference,
         cost=_latent_cost,
+        work=work_rows.latent_cache,
     )
 )
 """cache[slots[r]] = RMSNorm(latent part of kv row r) * weight, then its rotated key. kv [rows, KV_STRIDE], the first
@@ -132,6 +134,7 @@ ROPE_QUERY = register(
         default=_query_default,
         reference=_query_reference,
         cost=_query_cost,
+        work=work_rows.rope_query,
     )
 )
 """out[r, h * OUT_HEAD + OUT_OFFSET + j] = the rotated value j of head h, the last ROPE of its NOPE + ROPE values; no

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu import work_rows
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, register, rows_hint, without_hint
 from dsv2_compile.kernels.gpu.source import dispatch as source
 from dsv2_compile.targets import Target
@@ -55,6 +56,7 @@ DISPATCH = register(
         default=_default,
         reference=_reference,
         cost=_cost,
+        work=work_rows.dispatch,
     )
 )
 """order [rows * TOP_K]: entries token * TOP_K + j by ids [rows, TOP_K], then by number. offsets [EXPERTS + 1]: the

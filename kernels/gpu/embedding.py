@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu import work_rows
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import embedding as source
 from dsv2_compile.plan.expr import cdiv
@@ -46,6 +47,7 @@ EMBEDDING = register(
         default=_default,
         reference=_reference,
         cost=_cost,
+        work=work_rows.embedding,
         roundings={"out": 0},
     )
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu import work_linear
 from dsv2_compile.kernels.gpu.kernel import (
     LONG_PREFILL,
     Config,
@@ -15,6 +16,7 @@ from dsv2_compile.kernels.gpu.kernel import (
     Grid,
     Kernel,
     Sizes,
+    Work,
     next_power_of_2,
     register,
     rows_hint,
@@ -83,6 +85,11 @@ def _cost(dims: Dims, sizes: Mapping[str, int]) -> Cost:
     return Cost(2 * k * (rows + experts) + 8 * rows * int(dims["TOP_K"]), 2 * rows * experts * k)
 
 
+def _work(dims: Dims, config: Config, sizes: Mapping[str, int]) -> Work:
+    groups, members = _blocks(dims)
+    return work_linear.gate(dims, config, sizes, groups * members)
+
+
 GATE = register(
     Kernel(
         name="gate",
@@ -95,6 +102,7 @@ GATE = register(
         default=_default,
         reference=_reference,
         cost=_cost,
+        work=_work,
     )
 )
 """ids and weights [rows, TOP_K] of x [rows, K] under w [EXPERTS, K]: `kernels.ops.moe.gate`, ties included.

@@ -12,6 +12,8 @@ from dsv2_compile.kernels.dialect import Cost
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register, rows_hint
 from dsv2_compile.kernels.gpu.source import linear as source
 from dsv2_compile.kernels.gpu.tiles import Product, part_of, tiles
+from dsv2_compile.kernels.gpu.work_linear import linear as work_of_linear
+from dsv2_compile.kernels.gpu.work_rows import summed
 from dsv2_compile.kernels.ops.linear import head_linear, swiglu
 from dsv2_compile.plan.expr import Size, cdiv
 from dsv2_compile.targets import Target
@@ -104,6 +106,7 @@ def _linear(name: str, out: str, itemsize: int) -> Kernel:
         default=_linear_default,
         reference=_linear_reference,
         cost=_linear_cost(itemsize),
+        work=work_of_linear(out_bytes=itemsize),
         then=_sum_of_parts(name.removeprefix("linear")),
     )
 
@@ -148,6 +151,7 @@ def _sum(name: str, out: str, itemsize: int) -> Kernel:
         },
         reference=_sum_reference,
         cost=_sum_cost(itemsize),
+        work=summed("BLOCK", lambda dims: int(dims["SPLIT_K"]), 4, itemsize),
     )
 
 
@@ -179,6 +183,7 @@ LINEAR_SWIGLU = register(
         default=lambda dims, target: _without_split(tiles(replace(_product(dims), weights=2), target)),
         reference=_swiglu_reference,
         cost=_swiglu_cost,
+        work=work_of_linear(weights=2),
     )
 )
 """out [rows, N] = silu(w[:N] x) * (w[N:] x), in fp32 up to the one rounding; w [2 N, K], rows of x X_STRIDE apart.
@@ -221,6 +226,7 @@ HEAD_LINEAR = register(
         default=_head_default,
         reference=_head_reference,
         cost=_head_cost,
+        work=work_of_linear(),
     )
 )
 """out[r OUT_ROW + h OUT_HEAD + n] = sum over k of x[r X_ROW + h X_HEAD + k] w[h, n, k]; nothing else of out is

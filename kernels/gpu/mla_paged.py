@@ -9,14 +9,15 @@ cache's positions 0 to t, its own among them. SCALE multiplies scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
+from dsv2_compile.kernels.gpu import work_attention
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, Work, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import mla_paged as source
 from dsv2_compile.kernels.ops.attention import mla_absorbed
 from dsv2_compile.plan.expr import cdiv
@@ -53,6 +54,14 @@ def _tiles(dims: Dims, config: Config) -> dict[str, int | float | bool]:
         "BLOCK_R": max(16, next_power_of_2(int(dims["ROPE"]))),
         "CHUNKS": config["CHUNKS"],
     }
+
+
+def _work(of: Callable[..., Work]) -> Callable[[Dims, Config, Mapping[str, int]], Work]:
+    def work(dims: Dims, config: Config, sizes: Mapping[str, int]) -> Work:
+        latent = max(16 * config["CHUNKS"], next_power_of_2(int(dims["LATENT"])))
+        return of(dims, config, sizes, latent, max(16, next_power_of_2(int(dims["ROPE"]))))
+
+    return work
 
 
 def _decode_constants(dims: Dims, config: Config) -> dict[str, int | float | bool]:
@@ -172,6 +181,7 @@ MLA_DECODE = register(
         default=_decode_default,
         reference=_decode_reference,
         cost=_decode_cost,
+        work=_work(work_attention.decode),
         shape=("rows", "context"),
         roundings={"out": 2, "partial": 1},
     )
@@ -261,6 +271,7 @@ MLA_EXTEND = register(
         default=_extend_default,
         reference=_extend_reference,
         cost=_extend_cost,
+        work=_work(work_attention.extend),
         shape=("rows", "batch", "context"),
         roundings={"out": 2},
     )

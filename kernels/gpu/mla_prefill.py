@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
+from dsv2_compile.kernels.gpu import work_attention
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, Work, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import mla_prefill as source
 from dsv2_compile.plan.expr import cdiv
 from dsv2_compile.targets import Target
@@ -78,6 +79,11 @@ def _cost(dims: Dims, sizes: Mapping[str, int]) -> Cost:
     return Cost(2 * heads * width * rows + 2 * context * (heads * (nope + v) + rope), 2 * heads * pairs * width)
 
 
+def _work(dims: Dims, config: Config, sizes: Mapping[str, int]) -> Work:
+    c = _constants(dims, config)
+    return work_attention.prefill(dims, config, sizes, *(int(c[f"{n}_BLOCK"]) for n in ("NOPE", "ROPE", "V")))
+
+
 MLA_PREFILL = register(
     Kernel(
         name="mla_prefill",
@@ -100,6 +106,7 @@ MLA_PREFILL = register(
         default=_default,
         reference=_reference,
         cost=_cost,
+        work=_work,
         shape=("rows", "batch", "context"),
         roundings={"out": 2},
     )

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu import work_attention
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import mla_split as source
 from dsv2_compile.plan.expr import Size, cdiv, evaluate, minimum
@@ -82,6 +83,7 @@ MLA_SCHEDULE = register(
         default=lambda dims, target: {"BLOCK_R": 32, "num_warps": 8, "num_stages": 1},
         reference=_schedule_reference,
         cost=lambda dims, sizes: Cost(4 * (2 * sizes["rows"] + FIELDS * (int(dims["PARTS"]) + 1)), 0),
+        work=work_attention.schedule,
     )
 )
 """dims: PAGE, PARTS, OVERHEAD (of starting a row, in blocks). The rest of the contract is the module's."""
@@ -136,6 +138,7 @@ MLA_COMBINE = register(
         default=lambda dims, target: {"BLOCK_L": 128, "BLOCK_S": 16, "num_warps": 4, "num_stages": 1},
         reference=_combine_reference,
         cost=_combine_cost,
+        work=work_attention.combine,
     )
 )
 """out *T [rows, HEADS, LATENT]: rows in several pieces, others are left alone. partial fp32 [slots, HEADS, LATENT],

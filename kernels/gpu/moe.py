@@ -22,6 +22,8 @@ from dsv2_compile.kernels.gpu.kernel import (
 )
 from dsv2_compile.kernels.gpu.source import moe as source
 from dsv2_compile.kernels.gpu.tiles import Product, tiles
+from dsv2_compile.kernels.gpu.work_linear import expected_experts, experts
+from dsv2_compile.kernels.gpu.work_rows import summed
 from dsv2_compile.kernels.ops.linear import swiglu
 from dsv2_compile.plan.expr import cdiv, minimum
 from dsv2_compile.targets import Target
@@ -85,12 +87,6 @@ def _default(weights: int) -> Callable[[Dims, Target], Config]:
     return default
 
 
-def _expected_experts(dims: Dims, rows: int) -> float:
-    """Distinct experts that uniform routing hits."""
-    experts = int(dims["EXPERTS"])
-    return experts * (1 - (1 - int(dims["TOP_K"]) / experts) ** rows)
-
-
 def _cost(weights: int, streams: Callable[[int, int, int, int], int]) -> Callable[[Dims, Mapping[str, int]], Cost]:
     """``streams(rows, entries, N, K)``: elements of activations read and written."""
 
@@ -99,7 +95,7 @@ def _cost(weights: int, streams: Callable[[int, int, int, int], int]) -> Callabl
         entries = rows * int(dims["TOP_K"])
         matrix = weights * n * k
         indices = 4 * (entries + int(dims["EXPERTS"]) + 1)
-        moved = 2 * (streams(rows, entries, n, k) + round(_expected_experts(dims, rows) * matrix)) + indices
+        moved = 2 * (streams(rows, entries, n, k) + round(expected_experts(dims, rows) * matrix)) + indices
         return Cost(moved, 2 * entries * matrix)
 
     return cost
@@ -147,6 +143,7 @@ MOE_UP = register(
         default=_default(2),
         reference=_up,
         cost=_cost(2, lambda rows, entries, n, k: rows * k + entries * n),
+        work=experts(2, chain=4),
     )
 )
 """out [rows * TOP_K, N], row p for entry order[p] of its expert e: silu(w[e][:N] x) * w[e][N:] x with x [rows, K] at
@@ -177,6 +174,7 @@ MOE_DOWN = register(
         default=_default(1),
         reference=_down,
         cost=_cost(1, lambda rows, entries, n, k: entries * (k + n + 2)),
+        work=experts(1, chain=3),
     )
 )
 """out [rows * TOP_K, N] at row order[p]: weights[order[p]] * w[e] x[p], with x [rows * TOP_K, K] from `moe_up`,
@@ -210,6 +208,7 @@ MOE_COMBINE = register(
         },
         reference=_combine,
         cost=_combine_cost,
+        work=summed("BLOCK_N", lambda dims: int(dims["TOP_K"]) + bool(dims["SHARED"]), 2),
     )
 )
 """out [rows, N] = the sum of parts [rows, TOP_K, N] over a token's experts, first to last, + shared [rows, N].

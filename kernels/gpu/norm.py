@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu import work_rows
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import norm as source
 from dsv2_compile.kernels.ops.norm import rms_norm
@@ -69,6 +70,7 @@ RMS_NORM = register(
         default=_default,
         reference=_reference,
         cost=_cost,
+        work=work_rows.norm,
         roundings={"out": 2},
     )
 )
