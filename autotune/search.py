@@ -60,11 +60,7 @@ class Sampler:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(
-            n_startup_trials=8,
-            multivariate=True,
-            group=False,
-            constant_liar=True,
-            seed=seed
+            n_startup_trials=8, multivariate=True, group=False, constant_liar=True, seed=seed
         )
         self._study = optuna.create_study(sampler=sampler)
         self._failed = optuna.trial.TrialState.FAIL
@@ -116,6 +112,7 @@ def search(
     most_points: int = 1 << 17,
 ) -> Search:
     """``first``: what is tried first. Exhaustive if no more than ``limit`` points are possible."""
+    first = list({pairs(c): c for c in first}.values())
     known = {pairs(c) for c in first}
     points: list[Config] = list(first)
     for values in itertools.islice(itertools.product(*space.values()), most_points):

@@ -61,6 +61,7 @@ class _State:
     default: Config
     search: Search
     bound: float
+    over: bool = False
     trials: dict[tuple[tuple[str, int], ...], Trial] = field(default_factory=dict)
 
     @property
@@ -102,16 +103,21 @@ class Sweep:
         stays in the log if this is interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short."""
         found: list[Record] = []
         left = self._states
-        while left and time.monotonic() < self._deadline:
-            ready = [s for s in left if time.monotonic() >= self._deadline or not self._batch(s)]
-            for state in ready:
-                if time.monotonic() < self._deadline:
+        while left and not self._late():
+            for state in left:
+                if self._late():
+                    break
+                state.over = not self._batch(state)
+                if state.over:
                     self.tally.finished += 1
-                found += self._crown(state)
-            left = [s for s in left if s not in ready]
+                    found += self._crown(state)
+            left = [s for s in left if not s.over]
         for state in left:
             found += self._crown(state)
         return found
+
+    def _late(self) -> bool:
+        return time.monotonic() >= self._deadline
 
     def _start(self, task: Task) -> _State:
         kernel, dims = task.kernel, dict(task.call.dims)
@@ -126,7 +132,7 @@ class Sweep:
         return state
 
     def _batch(self, state: _State) -> bool:
-        """False if there was nothing left to try."""
+        """False if nothing is left to try after it."""
         room = self._effort.trials - len(state.trials)
         configs = state.search.ask(min(BATCH, room)) if room > 0 else []
         with closing(self._trials(state, configs)) as trials:
@@ -135,7 +141,7 @@ class Sweep:
                 self._log.add(state.task, self._name, trial, state.bound, default)
                 state.take(trial)
                 self._tell(state, trial)
-        return bool(configs)
+        return bool(configs) and len(state.trials) < min(self._effort.trials, state.search.most)
 
     def _trials(self, state: _State, configs: list[Config]) -> Iterator[Trial]:
         if configs:

@@ -1,0 +1,138 @@
+"""The sweep over a judge that knows every answer: what is tried, logged, recorded, and gone on with."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from dsv2_compile.autotune import base, lines
+from dsv2_compile.autotune.log import TrialLog
+from dsv2_compile.autotune.search import Exhaustive, Sampler, pairs, search
+from dsv2_compile.autotune.sweep import Effort, Sweep
+from dsv2_compile.kernels.gpu.kernel import KERNELS
+from tests.tuning import H800, Judge, linear, norm, task
+
+EFFORT = Effort(trials=40, seeds=6)
+
+
+def warps(config):
+    """Best at 4 warps."""
+    return 1.0 + abs(math.log2(config["num_warps"]) - 2)
+
+
+def sweep(tmp_path, tasks, judge, effort=EFFORT, deadline=float("inf"), told=lambda tally: None):
+    log = TrialLog(tmp_path / "log.jsonl")
+    return Sweep(tasks, H800, judge, log, tmp_path / "records.jsonl", effort, deadline, told)
+
+
+def test_a_small_space_is_tried_whole_and_once(tmp_path):
+    judge = Judge(warps)
+    (record,) = sweep(tmp_path, [task(norm())], judge).run()
+    assert dict(record.config)["num_warps"] == 4 and record.trials == 5
+    assert len(judge.seen) == len(set(judge.seen)) == len(KERNELS["rms_norm"].space["num_warps"])
+    assert record.microseconds == 1.0 and record.default_microseconds >= 1.0
+
+
+def test_a_large_space_is_sampled_within_its_limit_and_starts_with_the_default(tmp_path):
+    judge = Judge(lambda c: c["BLOCK_K"] / 32 + c["num_warps"])
+    one = task(linear())
+    (record,) = sweep(tmp_path, [one], judge).run()
+    assert judge.seen[0] == (one.key, one.config)
+    assert len(judge.seen) == len(set(judge.seen)) == record.trials == EFFORT.trials
+    assert record.microseconds == min(judge.time(dict(c)) for _, c in judge.seen)
+
+
+def test_trials_are_on_disk_before_the_next_one(tmp_path):
+    counts = []
+    judge = Judge(warps, on_trial=lambda: counts.append(len(lines.read(tmp_path / "log.jsonl").objects)))
+    sweep(tmp_path, [task(norm()), task(norm(rows=64))], judge).run()
+    assert counts == list(range(10))
+
+
+@pytest.mark.parametrize("call", [norm(), linear()])
+def test_a_sweep_goes_on_from_the_log(tmp_path, call):
+    class Cut(Exception):
+        pass
+
+    def cut():
+        if len(first.seen) == 3:
+            raise Cut
+
+    first = Judge(lambda c: 1.0 + c["num_warps"], on_trial=cut)
+    with pytest.raises(Cut):
+        sweep(tmp_path, [task(call)], first).run()
+    again = Judge(first.time)
+    run = sweep(tmp_path, [task(call)], again)
+    assert run.tally.found == 3
+    (record,) = run.run()
+    assert not set(first.seen) & set(again.seen)
+    assert record.trials == len({*first.seen, *again.seen})
+
+
+def test_trials_of_another_judge_are_not_gone_on_with(tmp_path):
+    sweep(tmp_path, [task(norm())], Judge(warps)).run()
+    other = Judge(lambda c: 9.0 - warps(c))
+    other.device, other.provenance = "another", "measured"
+    (record,) = sweep(tmp_path, [task(norm())], other).run()
+    assert len(other.seen) == 5 and record.device == "another"
+    assert dict(record.config)["num_warps"] in (1, 16)
+
+
+def test_every_task_has_a_winner_when_time_is_short(tmp_path):
+    """Round by round: a long search of one does not starve the others."""
+    tasks = [task(linear()), task(linear(rows=128)), task(norm())]
+    judge = Judge(lambda c: 1.0 + c["num_warps"])
+    run = sweep(tmp_path, tasks, judge, deadline=float("inf"))
+    stop = iter(range(10**6))
+
+    def told(tally):
+        if next(stop) == 20:
+            run._deadline = time.monotonic() - 1
+
+    run._told = told
+    records = run.run()
+    assert {r.key for r in records} == {t.key for t in tasks}
+    assert 0 < run.tally.tasks - run.tally.finished <= 2
+
+
+def test_nothing_usable_gives_no_record(tmp_path):
+    run = sweep(tmp_path, [task(norm())], Judge(lambda c: None))
+    assert run.run() == []
+    assert run.tally.trials == {"refused": 5} and run.tally.reasons == {"told so": 5}
+    assert base.load([tmp_path / "records.jsonl"]).records == {}
+
+
+def test_damaged_lines_of_the_log_are_counted_and_tried_again(tmp_path):
+    sweep(tmp_path, [task(norm())], Judge(warps)).run()
+    path = tmp_path / "log.jsonl"
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"microseconds":') + 16] ^= 1
+    path.write_bytes(data)
+    judge = Judge(warps)
+    run = sweep(tmp_path, [task(norm())], judge)
+    run.run()
+    assert run._log.damaged == 1 and len(judge.seen) == 1
+
+
+def test_the_sampler_gives_up_on_a_space_with_nothing_new():
+    space = {"a": (1, 2), "b": (1, 2, 3)}
+    found = Sampler(space, [], limit=50, seed=0)
+    asked = []
+    while batch := found.ask(4):
+        asked += batch
+        for config in batch:
+            found.tell(config, float(config["a"]))
+    assert len({pairs(c) for c in asked}) == len(asked) == 6
+
+
+def test_what_is_not_possible_is_not_tried():
+    space = {"a": tuple(range(40)), "b": tuple(range(40))}
+    whole = search(space, [], 1700, 0)
+    assert isinstance(whole, Exhaustive) and whole.most == 1600
+    few = search(space, [], 500, 0, lambda c: c["a"] < 10)
+    assert isinstance(few, Exhaustive) and few.most == 400
+    sampled = search(space, [], 100, 0, lambda c: c["a"] < 10)
+    assert isinstance(sampled, Sampler)
+    assert all(c["a"] < 10 for c in sampled.ask(30))
