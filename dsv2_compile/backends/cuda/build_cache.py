@@ -21,7 +21,7 @@ from dsv2_compile.cache_folder import cache_folder
 from dsv2_compile.kernels.gpu.aot import Cubin, Job
 
 FOLDER = "kernels"
-FORMAT = 2
+FORMAT = 3
 """To be raised when entries or what is read from a cubin change."""
 
 
@@ -88,5 +88,5 @@ def _decode(key: str, data: bytes) -> Built:
     if head["key"] != key:
         raise ValueError("another entry")
     image, ptx = payload[: head["image"]], payload[head["image"] :]
-    usage = {**head["usage"], "matrix": tuple((name, count) for name, count in head["usage"]["matrix"])}
+    usage: dict[str, Any] = {n: tuple(map(tuple, v)) if isinstance(v, list) else v for n, v in head["usage"].items()}
     return Built(Cubin(image=image, ptx=ptx.decode(), **head["cubin"]), Usage(**usage), head["seconds"])

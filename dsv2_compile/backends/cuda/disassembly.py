@@ -9,20 +9,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-MATRIX = ("UTCHMMA", "UTCQMMA", "UTCIMMA", "HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA", "OMMA", "DMMA")
-"""Matrix instructions by opcode, those of sm_100 and of warp groups of sm_90 first."""
+from dsv2_compile.backends.cuda.instruction_mix import MATRIX, Mix, instructions, main_loop, mix, width
 
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
 _FUNCTION = re.compile(r"^ Function (\S+):\n(.*)$", re.MULTILINE)
 _GLOBAL = {"LDG", "STG", "LDGSTS", "UTMALDG", "UTMASTG"}
-_WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 
 @dataclass(frozen=True)
 class Usage:
     """``registers``, ``stack`` in bytes: per thread. ``shared``: static bytes, with what the system reserves.
     ``spill_stores``, ``spill_loads``: instructions on local memory. ``matrix``: matrix instructions, opcode and
-    count, the strongest first. ``widest``: bytes of the widest access to global memory. ``abi``: of the ELF file."""
+    count, the strongest first. ``widest``: bytes of the widest access to global memory. ``abi``: of the ELF file.
+    ``loop``, ``code``: what one turn of the main loop is made of, and all of the code; see `mix`."""
 
     architecture: str
     abi: int
@@ -34,6 +32,8 @@ class Usage:
     matrix: tuple[tuple[str, int], ...]
     widest: int
     instructions: int
+    loop: Mix = ()
+    code: Mix = ()
 
 
 def examine(image: bytes) -> Usage:
@@ -46,8 +46,8 @@ def examine(image: bytes) -> Usage:
     if len(usage) != 1:
         raise ValueError(f"a cubin of {len(usage)} functions, expected one")
     figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage[0][1])}
-    names = _INSTRUCTION.findall(sass)
-    opcodes = Counter(name.split(".")[0] for name in names)
+    code, labels = instructions(sass)
+    opcodes = Counter(i.opcode for i in code)
     return Usage(
         architecture=architecture,
         abi=abi,
@@ -57,8 +57,10 @@ def examine(image: bytes) -> Usage:
         spill_stores=opcodes["STL"],
         spill_loads=opcodes["LDL"],
         matrix=tuple((m, opcodes[m]) for m in MATRIX if opcodes[m]),
-        widest=max((_width(n) for n in names if n.split(".")[0] in _GLOBAL), default=0),
-        instructions=len(names),
+        widest=max((width(i.name) for i in code if i.opcode in _GLOBAL), default=0),
+        instructions=len(code),
+        loop=mix(main_loop(code, labels)),
+        code=mix(code),
     )
 
 
@@ -68,13 +70,6 @@ def _header(image: bytes) -> tuple[str, int]:
         raise ValueError("no cubin: no ELF file of CUDA")
     abi, flags = image[8], int.from_bytes(image[48:52], "little")
     return f"sm_{(flags >> 8 if abi >= 8 else flags) & 0xFF}", abi
-
-
-def _width(name: str) -> int:
-    opcode, *modifiers = name.split(".")
-    if opcode.startswith("UTMA"):
-        return 16
-    return next((_WIDTHS[m] for m in modifiers if m in _WIDTHS), 4)
 
 
 def _tool(name: str, *args: str) -> str:
