@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import dsv2_compile
 from dsv2_compile.autotune import lines
+from dsv2_compile.autotune.lock import Told
 from dsv2_compile.autotune.record import PROVENANCES, Key, Record, key_of, launch_digest, ratio
 from dsv2_compile.autotune.schema import parse
-from dsv2_compile.backends.cuda.toolchain import toolchain
-from dsv2_compile.cache_folder import cache_folder
-from dsv2_compile.kernels.gpu.kernel import Call
+from dsv2_compile.backends.cuda.toolchain import Toolchain, toolchain
+from dsv2_compile.cache_folder import check_own, known_folders, writable_folder
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config
 from dsv2_compile.targets import Target
 
-SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "tuning"
+SHIPPED = Path(dsv2_compile.__file__).resolve().parent / "tuning_records"
+"""A link to artifacts/tuning/ in the repository, a folder in a wheel."""
 FOLDER = "tuning"
 FARTHEST = 2.0
 """Sizes that a record may be used at are within this factor of those it was made at."""
@@ -22,41 +25,94 @@ FARTHEST = 2.0
 
 @dataclass
 class Base:
-    """``stale``: records that were met but made for another source, compiler or meaning of a configuration."""
+    """``records``: the best of every key, of those that mean here what they meant where they were made. ``stale``:
+    what was met of the others: made for another source, compiler or meaning of a configuration, and never used."""
 
     records: dict[Key, Record] = field(default_factory=dict)
     damaged: int = 0
     refused: list[str] = field(default_factory=list)
-    stale: set[Key] = field(default_factory=set)
+    stale: dict[Key, Record] = field(default_factory=dict)
+    _sizes: dict[Key, list[Key]] = field(default_factory=dict)
+    """By key without sizes."""
+    _builds: dict[Key, list[Key]] = field(default_factory=dict)
+    """By key without sizes, source and compilers."""
+    _found: dict[tuple[Call, str], Record | None] = field(default_factory=dict)
 
-    def add(self, record: Record) -> None:
-        """Measured beats predicted, and the newer what is as good."""
-        known = self.records.get(record.key)
-        if known is None or _rank(record) >= _rank(known):
-            self.records[record.key] = record
+    def add(self, record: Record) -> bool:
+        """Whether it is now the one for its key: measured beats predicted, and the newer what is as good."""
+        key = record.key
+        if not means_the_same(record):
+            self.stale.setdefault(key, record)
+            return False
+        known = self.records.get(key)
+        if known == record or (known is not None and _rank(record) < _rank(known)):
+            return False
+        self.records[key] = record
+        self.stale.pop(key, None)
+        self._found.clear()
+        if known is None:
+            self._sizes.setdefault(_any_size(key), []).append(key)
+            self._builds.setdefault(_any_build(key), []).append(key)
+        return True
 
     def find(self, call: Call, target: Target) -> Record | None:
         """The record for ``call``, or the one for the nearest sizes that are near enough."""
-        compilers = toolchain(target)
-        wanted = key_of(call, target.name, compilers.triton, compilers.ptxas)
-        exact = self.records.get(wanted)
-        near = [exact] if exact else sorted(self._near(wanted), key=lambda r: _distance(r.key, wanted))
-        for record in near:
-            if record.launch == launch_digest(at(call, record.key), dict(record.config)):
-                return record
-            self.stale.add(record.key)
-        blank = replace(wanted, source="", triton="", ptxas="")
-        self.stale |= {k for k in self.records if replace(k, source="", triton="", ptxas="") == blank and k != wanted}
+        asked = call, target.name
+        if asked not in self._found:
+            compilers = toolchain(target)
+            self._found[asked] = self._find(key_of(call, target.name, compilers.triton, compilers.ptxas))
+        return self._found[asked]
+
+    def _find(self, wanted: Key) -> Record | None:
+        if wanted in self.records:
+            return self.records[wanted]
+        near = [k for k in self._sizes.get(_any_size(wanted), ()) if _distance(k, wanted)[0] <= FARTHEST]
+        if near:
+            return self.records[min(near, key=lambda k: _distance(k, wanted))]
+        self.stale |= {k: self.records[k] for k in self._others(wanted)}
         return None
 
-    def _near(self, wanted: Key) -> Iterable[Record]:
-        for key, record in self.records.items():
-            if replace(key, sizes=wanted.sizes) == wanted and _distance(key, wanted)[0] <= FARTHEST:
-                yield record
+    def _others(self, wanted: Key) -> list[Key]:
+        """Of other builds of the same."""
+        found = self._builds.get(_any_build(wanted), ())
+        return [k for k in found if _any_size(k) != _any_size(wanted) and _distance(k, wanted)[0] <= FARTHEST]
+
+    def worth_trying(self, call: Call, target: Target) -> list[Config]:
+        """Configurations that were the best for ``call`` under another source or compiler, and those of near sizes,
+        the nearest first: none may be used before it was judged again."""
+        compilers = toolchain(target)
+        wanted = key_of(call, target.name, compilers.triton, compilers.ptxas)
+        known = {**self.stale, **self.records}
+        near = [k for k in known if _any_build(k) == _any_build(wanted) and _distance(k, wanted)[0] <= FARTHEST]
+        found = (known[k].config for k in sorted(near, key=lambda k: _distance(k, wanted)))
+        return [dict(c) for c in dict.fromkeys(found)]
+
+
+def means_the_same(record: Record) -> bool:
+    """Whether the configuration comes to the same constants, options and grid as when it was recorded."""
+    try:
+        return record.launch == launch_digest(record.key, dict(record.config))
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # dims that are not those of the kernel
+        return False
+
+
+def why_stale(record: Record, compilers: Toolchain) -> tuple[str, ...]:
+    """What has changed since ``record`` was made: source, triton, ptxas or launch; empty if it may be used."""
+    now = {"source": KERNELS[record.key.kernel].fn.cache_key, "triton": compilers.triton, "ptxas": compilers.ptxas}
+    changed = tuple(name for name, value in now.items() if getattr(record.key, name) != value)
+    return changed if means_the_same(record) else (*changed, "launch")
 
 
 def at(call: Call, key: Key) -> Call:
     return replace(call, sizes=tuple(sorted({**dict(call.sizes), **dict(key.sizes)}.items())))
+
+
+def _any_size(key: Key) -> Key:
+    return replace(key, sizes=())
+
+
+def _any_build(key: Key) -> Key:
+    return replace(key, sizes=(), source="", triton="", ptxas="")
 
 
 def _distance(key: Key, wanted: Key) -> tuple[float, list[int]]:
@@ -69,12 +125,18 @@ def _rank(record: Record) -> tuple[int, int]:
 
 
 def files_for(target: Target) -> list[Path]:
-    """The shipped file of ``target`` and the user's."""
-    return [SHIPPED / f"{target.name}.jsonl", own_file(target)]
+    """The shipped file of ``target`` and the user's. Raises IntegrityError if others may write the latter."""
+    name = f"{target.name}.jsonl"
+    own = [folder / name for folder in known_folders(FOLDER)]
+    check_own(*own)
+    return [SHIPPED / name, *own]
 
 
 def own_file(target: Target) -> Path:
-    return cache_folder(FOLDER) / f"{target.name}.jsonl"
+    """Where this user's records of ``target`` are written. Raises IntegrityError if others may write there."""
+    path = writable_folder(FOLDER) / f"{target.name}.jsonl"
+    check_own(path)
+    return path
 
 
 def load(paths: Iterable[Path]) -> Base:
@@ -92,5 +154,6 @@ def load(paths: Iterable[Path]) -> Base:
     return base
 
 
-def save(path: Path, records: Iterable[Record]) -> None:
-    lines.append(path, [r.to_json() for r in records])
+def save(path: Path, records: Iterable[Record], told: Told | None = None, wait: bool = True) -> None:
+    """Append ``records``. ``told`` and ``wait`` as in `lock.locked`."""
+    lines.append(path, [r.to_json() for r in records], told, wait)

@@ -1,20 +1,23 @@
 """Files of JSON lines that many processes append to and none can spoil.
 
 A line holds one object and, as its last key, a hash of it. A line that is torn or changed is counted and left out,
-never believed. Appends are made under a lock of the operating system, which ends with the process that holds it.
+never believed. Files are written under a lock of the operating system, which ends with the process that holds it:
+nothing has to be taken over from one that died.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dsv2_compile.autotune.lock import Told, locked, opener
 
 MOST_BYTES = 1 << 16
 """Of a line; a longer one is damaged."""
@@ -30,6 +33,15 @@ class Lines:
     damaged: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Line:
+    """``value``: None if damaged. ``raw`` with its end; of a longer line than may be, at most MOST_BYTES of it."""
+
+    number: int
+    raw: bytes
+    value: dict[str, Any] | None
+
+
 def encode(value: Mapping[str, Any]) -> bytes:
     """The line. ValueError for NaN and infinities, and for what would be too long."""
     body = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
@@ -41,43 +53,93 @@ def encode(value: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
-    """The object, or None if ``line`` is not one that `encode` has made."""
+    """The object, or None if ``line`` is not, to the byte, one that `encode` has made: a key that stands twice, a
+    spelling of its own, NaN."""
     try:
         value = json.loads(line)
-        seal = value.pop(_SEAL)
-        return value if encode(value).rstrip() == line.rstrip(b"\n") and isinstance(seal, str) else None
+        del value[_SEAL]
+        return value if encode(value).rstrip() == line.rstrip(b"\n") else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
+def scan(path: Path) -> Iterator[Line]:
+    """The lines of ``path``, none if it does not exist, in bounded memory; empty ones are left out. A line that is
+    too long comes in several pieces of one number."""
+    number, whole = 1, True
+    with suppress(FileNotFoundError), open(path, "rb") as f:
+        while raw := f.readline(MOST_BYTES):
+            ends = raw.endswith(b"\n")
+            if raw != b"\n" or not whole:
+                value = decode(raw) if whole and (ends or len(raw) < MOST_BYTES) else None
+                yield Line(number, raw, value)
+            number, whole = number + ends, ends
+
+
 def read(path: Path) -> Lines:
     """What is in ``path``; nothing if it does not exist."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return Lines((), ())
-    numbered = [(n, decode(line) if len(line) < MOST_BYTES else None) for n, line in enumerate(lines, 1) if line]
-    return Lines(tuple(v for _, v in numbered if v is not None), tuple(n for n, v in numbered if v is None))
+    objects: list[dict[str, Any]] = []
+    damaged: dict[int, None] = {}
+    for line in scan(path):
+        if line.value is None:
+            damaged[line.number] = None
+        else:
+            objects.append(line.value)
+    return Lines(tuple(objects), tuple(damaged))
 
 
-def append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines at the end and see them on disk. What an interrupted writer left there stays a line of its own."""
+def append(path: Path, values: Iterable[Mapping[str, Any]], told: Told | None = None, wait: bool = True) -> None:
+    """Add lines at the end and see them on disk. What an interrupted writer left there stays a line of its own.
+    ``told`` and ``wait`` as in `locked`. OSError leaves the file as it was."""
     data = b"".join(map(encode, values))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path), open(path, "a+b") as f:
+    with locked(path, told, wait):
+        append_raw(path, data)
+
+
+def append_raw(path: Path, data: bytes) -> None:
+    """Under `locked`: add ``data`` on a line of its own."""
+    with open(path, "a+b", buffering=0, opener=opener) as f:
         end = f.seek(0, os.SEEK_END)
         if end:
             f.seek(end - 1)
             if f.read(1) != b"\n":
                 data = b"\n" + data
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[f.write(rest) :]
+            os.fsync(f.fileno())
+        except OSError:
+            with suppress(OSError):
+                f.truncate(end)
+            raise
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Inside, no other process appends to ``path`` or replaces it."""
-    with open(path.with_name(path.name + ".lock"), "a+b") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+def replace(path: Path, lines: Iterable[bytes]) -> None:
+    """Under `locked`: make ``lines`` all that ``path`` holds. Whatever happens, it is whole: as before, or after."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    prefix = f".{path.name}."
+    for left in path.parent.glob(f"{prefix}*.part"):  # of a process that was killed here
+        left.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=".part", delete=False) as f:
+        try:
+            f.writelines(lines)
+            os.fchmod(f.fileno(), mode)
+            f.flush()
+            os.fsync(f.fileno())
+            os.replace(f.name, path)
+        except BaseException:
+            Path(f.name).unlink(missing_ok=True)
+            raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """See the names in ``folder`` on disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.kernels.gpu.kernel import INDIFFERENT, KERNELS, Call, Config
 from dsv2_compile.plan.expr import evaluate
 
@@ -85,14 +86,14 @@ def nearest_power_of_2(n: int) -> int:
     return low if n * n <= 2 * low * low else 2 * low
 
 
-def launch_digest(call: Call, config: Config) -> str:
-    """What ``config`` comes to: constants, options and grid. Another digest for the same key says that the meaning of
-    a configuration has changed outside of the kernel's source."""
-    kernel, dims, sizes = KERNELS[call.kernel], dict(call.dims), dict(call.sizes)
-    key_sizes = {**sizes, **{n: nearest_power_of_2(sizes[n]) for n in kernel.shape}}
-    grid = [evaluate(g, {}) for g in kernel.grid(dims, config, key_sizes)]
+def launch_digest(call: Call | Key, config: Config) -> str:
+    """What ``config`` comes to at the sizes of the call's key: constants, options and grid. Another digest for the
+    same key says that the meaning of a configuration has changed outside of the kernel's source."""
+    kernel, sizes = KERNELS[call.kernel], dict(call.sizes)
+    dims = {**dict(call.dims), **dict.fromkeys(INDIFFERENT, 1)}
+    grid = kernel.grid(dims, config, {n: nearest_power_of_2(sizes[n]) for n in kernel.shape})
     constants = {k: v for k, v in kernel.constants(dims, config).items() if k not in INDIFFERENT}
-    meaning = json.dumps([constants, kernel.options(config), grid], sort_keys=True)
+    meaning = json.dumps([constants, kernel.options(config), [evaluate(g, {}) for g in grid]], sort_keys=True)
     return hashlib.sha256(meaning.encode()).hexdigest()[:16]
 
 

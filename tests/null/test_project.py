@@ -33,6 +33,8 @@ FORBIDDEN = {
 }
 """folder -> the parts of the package it may not import, whatever it needs them for."""
 
+PLANTED = "planted.jsonl"
+"""Stands for a file of tuning records, of which there need be none."""
 WRITING = {"writer.py", "shards.py"}
 """Files of engine/ that only a build uses."""
 
@@ -90,9 +92,8 @@ def test_nothing_is_imported_under_a_bare_name():
 def wheel(tmp_path_factory):
     """The project's wheel, built from a copy, so that a build leaves nothing in the tree."""
     source, out = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("wheel")
-    shutil.copytree(
-        ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "artifacts")
-    )
+    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info"))
+    (source / "artifacts" / "tuning" / PLANTED).write_text("{}\n")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out)]
     subprocess.run([*command, str(source)], check=True)
     (path,) = out.glob("*.whl")
@@ -106,7 +107,7 @@ def test_a_wheel_holds_every_module_and_schema_as_a_real_file(wheel):
     for folder, _, names in os.walk(PACKAGE, followlinks=True):
         here = Path(folder).relative_to(ROOT)
         if "__pycache__" not in here.parts:
-            wanted |= {(here / n).as_posix() for n in names if n.endswith((".py", ".json", "py.typed"))}
+            wanted |= {(here / n).as_posix() for n in names if n.endswith((".py", ".json", ".jsonl", "py.typed"))}
     assert wanted <= held, wanted - held
     assert {f"dsv2_compile/{n}/__init__.py" for n in LINKED} <= held
 
@@ -115,8 +116,9 @@ def test_an_unpacked_wheel_works_away_from_the_tree(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as z:
         z.extractall(tmp_path)
     code = (
-        "import dsv2_compile, dsv2_compile.passes.pipeline as p, dsv2_compile.kernels.ops, dsv2_compile.autotune\n"
-        "print(dsv2_compile.__file__, p.__file__)"
+        "import dsv2_compile, dsv2_compile.passes.pipeline as p, dsv2_compile.kernels.ops\n"
+        "from dsv2_compile.autotune.base import SHIPPED\n"
+        f"print(dsv2_compile.__file__, p.__file__, (SHIPPED / {PLANTED!r}).resolve(strict=True))"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     out = subprocess.run(
