@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +14,15 @@ from dsv2_compile.autotune.record import PROVENANCES, Key, Record, key_of, launc
 from dsv2_compile.autotune.schema import parse
 from dsv2_compile.backends.cuda.toolchain import Toolchain, toolchain
 from dsv2_compile.cache_folder import check_own, known_folders, writable_folder
+from dsv2_compile.errors import IntegrityError
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config
 from dsv2_compile.targets import Target
 
 SHIPPED = Path(dsv2_compile.__file__).resolve().parent / "tuning_records"
 """A link to artifacts/tuning/ in the repository, a folder in a wheel."""
 FOLDER = "tuning"
+MOST_BYTES = 1 << 28
+"""Of a file."""
 FARTHEST = 2.0
 """Sizes that a record may be used at are within this factor of those it was made at."""
 
@@ -140,18 +144,36 @@ def own_file(target: Target) -> Path:
 
 
 def load(paths: Iterable[Path]) -> Base:
-    """What is sound in ``paths``."""
+    """What is sound in ``paths``; of one that cannot be read it is warned. Raises IntegrityError for one too large."""
     base = Base()
     for path in paths:
-        found = lines.read(path)
-        base.damaged += len(found.damaged)
-        for value in found.objects:
-            record = parse(value)
-            if isinstance(record, Record):
-                base.add(record)
-            else:
-                base.refused.append(f"{path.name}: {record}")
+        try:
+            check_size(path)
+            _load(path, base)
+        except OSError as e:
+            warnings.warn(f"the tuning records in {path} are not used: {e.strerror}", stacklevel=2)
     return base
+
+
+def _load(path: Path, base: Base) -> None:
+    damaged = set()
+    for line in lines.scan(path):
+        record = parse(line.value) if line.value is not None else None
+        if record is None:
+            damaged.add(line.number)
+        elif isinstance(record, Record):
+            base.add(record)
+        else:
+            base.refused.append(f"{path.name}: {record}")
+    base.damaged += len(damaged)
+
+
+def check_size(path: Path) -> None:
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        raise IntegrityError(
+            f"{path} is larger than any file of tuning records, which has at most {MOST_BYTES} bytes",
+            "Move it away: it would take minutes to read.",
+        )
 
 
 def save(path: Path, records: Iterable[Record], told: Told | None = None, wait: bool = True) -> None:

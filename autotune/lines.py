@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dsv2_compile.autotune.lock import Told, locked, opener
 
 MOST_BYTES = 1 << 16
 """Of a line; a longer one is damaged."""
+PART = ".part"
+"""Ending of a file that `replace` has begun, which is left if the process is killed."""
 _SEAL = "check"
 _DIGITS = 16
 
@@ -119,10 +122,7 @@ def append_raw(path: Path, data: bytes) -> None:
 def replace(path: Path, lines: Iterable[bytes]) -> None:
     """Under `locked`: make ``lines`` all that ``path`` holds. Whatever happens, it is whole: as before, or after."""
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    prefix = f".{path.name}."
-    for left in path.parent.glob(f"{prefix}*.part"):  # of a process that was killed here
-        left.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=".part", delete=False) as f:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PART, delete=False) as f:
         try:
             f.writelines(lines)
             os.fchmod(f.fileno(), mode)
@@ -133,6 +133,12 @@ def replace(path: Path, lines: Iterable[bytes]) -> None:
             Path(f.name).unlink(missing_ok=True)
             raise
     _sync(path.parent)
+
+
+def clear_parts(path: Path) -> None:
+    """Under `locked`: remove what interrupted calls of `replace` have left."""
+    for left in path.parent.glob(f".{escape(path.name)}.*{PART}"):
+        left.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

@@ -23,12 +23,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Command:
-    """``run`` writes data and notes to the console as it goes. Errors are raised, or returned beside data."""
+    """``name`` is what the user types, one word or several. ``run`` writes data and notes to the console as it goes.
+    Errors are raised, or returned beside data."""
 
     name: str
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Console], Result]
+
+    @property
+    def schema(self) -> str:
+        """Name of its JSON object: that of the command with ``-`` for a space."""
+        return self.name.replace(" ", "-")
 
 
 def at_least(low: int) -> Callable[[str], int]:

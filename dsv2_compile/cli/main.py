@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dsv2_compile import __version__
-from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, tune, verify
+from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, tune, tune_db, verify
 from dsv2_compile.cli.command import Command, Result
 from dsv2_compile.cli.failures import InternalError, Stopped, stopping_on_signals, translate
 from dsv2_compile.cli.output import Console
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Command] = {
     for c in (
         build.COMMAND,
         tune.COMMAND,
+        *tune_db.COMMANDS,
         run.COMMAND,
         verify.COMMAND,
         inspect.COMMAND,
@@ -29,6 +30,8 @@ COMMANDS: dict[str, Command] = {
         doctor.COMMAND,
     )
 }
+GROUPS = {" ".join(name.split()[:n]) for name in COMMANDS for n in range(1, len(name.split()))} - {*COMMANDS}
+"""What commands of several words begin with, where that is none itself."""
 NO_COMMAND = "usage"
 """Names the JSON object when no command was recognised."""
 
@@ -49,19 +52,36 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"{self.prog} --help shows what there is.")
 
 
-def overview() -> Parser:
-    """What is shown and said where no command was given."""
+def overview(group: str = "") -> Parser:
+    """What is shown and said where no command was given, or only the beginning of one."""
     top = Parser(
-        prog="dsv2-compile",
+        prog=f"dsv2-compile {group}".strip(),
         description="Compiles DeepSeek-V2 checkpoints to engines that are checked against the eager model.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"dsv2-compile {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS.values():
-        commands.add_parser(command.name, help=command.help)
+    for name, text in _shown(f"{group} ".lstrip()).items():
+        commands.add_parser(name, help=text)
     return top
+
+
+def _shown(start: str) -> dict[str, str]:
+    """What may follow ``start`` and its help; that of a group is what may follow it in turn."""
+    shown: dict[str, list[str]] = {}
+    for command in COMMANDS.values():
+        if command.name.startswith(start):
+            group = next((g for g in GROUPS if command.name.startswith(f"{g} ") and g.startswith(start)), "")
+            name, text = (group, command.name[len(group) + 1 :]) if group else (command.name, command.help)
+            shown.setdefault(name[len(start) :], []).append(text)
+    return {name: ", ".join(texts) for name, texts in shown.items()}
+
+
+def named(argv: Sequence[str]) -> str:
+    """The longest name of a command or a group that ``argv`` begins with, or nothing."""
+    known = (name for name in (*COMMANDS, *GROUPS) if list(argv[: len(name.split())]) == name.split())
+    return max(known, key=len, default="")
 
 
 def parser_of(command: Command) -> Parser:
@@ -85,20 +105,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     options = argv[: argv.index("--")] if "--" in argv else argv
-    name = argv[0] if argv and argv[0] in COMMANDS else NO_COMMAND
+    name = named(argv)
+    rest = argv[len(name.split()) :]
     console = Console("--json" in options, bool({"-q", "--quiet"} & {*options}), bool({"-v", "--verbose"} & {*options}))
     with _warnings_to(console):
         try:
-            if name == NO_COMMAND:
-                overview().parse_args(argv)
+            if name not in COMMANDS:
+                overview(name).parse_args(rest)
                 raise UsageError("The command must come first.", "dsv2-compile --help shows what there is.")
-            args = parser_of(COMMANDS[name]).parse_intermixed_args(argv[1:])
+            args = parser_of(COMMANDS[name]).parse_intermixed_args(rest)
             result = COMMANDS[name].run(args, console)
         except SystemExit as e:  # --help and --version
             return _flushed(console, int(e.code or 0))
         except BaseException as e:
             result = Result(error=translate(e, console.progress.what))
-    return _finish(console, name, result)
+    return _finish(console, COMMANDS[name].schema if name in COMMANDS else NO_COMMAND, result)
 
 
 def _finish(console: Console, name: str, result: Result) -> int:

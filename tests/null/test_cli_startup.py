@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv2_compile.cli.main import COMMANDS
+from dsv2_compile.cli.main import COMMANDS, GROUPS
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.manifest import FILE_NAME, FileEntry
 from tests import toy_engine
@@ -35,7 +35,9 @@ def modules(stderr: str) -> set[str]:
     return set(ast.literal_eval(stderr.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], *([*name.split(), "--help"] for name in COMMANDS)], ids=" ".join
+)
 def test_help_imports_nothing_heavy(args):
     ran = cli(*args, setup=REPORT)
     assert ran.code == 0
@@ -58,10 +60,20 @@ def test_help_answers_within_a_third_of_a_second():
 
 def test_help_names_every_command_and_exit_code():
     out = cli("--help").out
-    assert all(f"    {name} " in out for name in COMMANDS)
+    alone = {name for name in COMMANDS if not any(name.startswith(f"{g} ") for g in GROUPS)}
+    assert all(f"    {name} " in out for name in alone | GROUPS)
     assert "130/143" in out
     codes = out[out.index("exit codes:") :]
     assert re.findall(r"(?<!\S)(\d) [a-z]", codes) == list("012345678")
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+def test_help_of_a_group_names_what_may_follow(group):
+    ran = cli(*group.split(), "--help")
+    following = [name.removeprefix(f"{group} ") for name in COMMANDS if name.startswith(f"{group} ")]
+    assert ran.code == 0
+    assert len(following) > 1
+    assert all(f"    {word} " in ran.out and word in cli("--help").out for word in following)
 
 
 def test_python_dash_m_is_the_command():
