@@ -41,7 +41,7 @@ class PredictedJudge:
             status, reason = unusable
             return Trial(config, status, reason=reason, seconds=built.seconds)
         found = predict(task.call, config, built, self._target)
-        return Trial(config, OK, found, seconds=built.seconds, facts=facts(built) | {"model": VERSION})
+        return Trial(config, OK, found.microseconds, seconds=built.seconds, facts=facts(built) | {"model": VERSION})
 
     def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
         """The default, if nothing is faster by more than `TIE`; else of those within `TIE` of the fastest the first
