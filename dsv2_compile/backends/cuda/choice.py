@@ -38,7 +38,7 @@ class Choice:
             return default
         refused = self.rejected.get(what, set())
         tuned = self.tuned(call, target)
-        candidates = chain([tuned] if tuned else [], near(kernel, default))
+        candidates = chain([tuned] if tuned else [], [default], near(kernel, default))
         return next((c for c in candidates if tuple(sorted(c.items())) not in refused), default)
 
     def reject(self, request: Request) -> None:
