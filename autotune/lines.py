@@ -70,7 +70,7 @@ def scan(path: Path) -> Iterator[Line]:
     """The lines of ``path``, none if it does not exist, in bounded memory; empty ones are left out. A line that is
     too long comes in several pieces of one number."""
     number, whole = 1, True
-    with suppress(FileNotFoundError), open(path, "rb") as f:
+    with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
         while raw := f.readline(MOST_BYTES):
             ends = raw.endswith(b"\n")
             if raw != b"\n" or not whole:
