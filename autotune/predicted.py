@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 from dsv2_compile.autotune.predict import VERSION, predict
@@ -41,7 +42,9 @@ class PredictedJudge:
             status, reason = unusable
             return Trial(config, status, reason=reason, seconds=built.seconds)
         found = predict(task.call, config, built, self._target)
-        return Trial(config, OK, found.microseconds, seconds=built.seconds, facts=facts(built) | {"model": VERSION})
+        parts = {name: round(value, 3) for name, value in asdict(found).items()}
+        told = facts(built) | {"model": VERSION, "limit": found.limit, "prediction": parts}
+        return Trial(config, OK, found.microseconds, seconds=built.seconds, facts=told)
 
     def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
         """The default, if nothing is faster by more than `TIE`; else of those within `TIE` of the fastest the first
@@ -62,8 +65,7 @@ def requested(task: Task, config: Config) -> Request:
 def why_not(built: Compiled) -> tuple[str, str] | None:
     """Status and reason of what must not be used, None if it may."""
     if built.cubin is None:
-        crashed = "the compiler" in built.reason or "no answer" in built.reason
-        return (FAILED if crashed else REFUSED), built.reason
+        return (FAILED if built.crashed else REFUSED), built.reason
     if not built.ok:
         return REFUSED, built.reason
     assert built.report is not None

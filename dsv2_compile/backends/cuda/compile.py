@@ -21,7 +21,8 @@ from dsv2_compile.targets import Target
 
 @dataclass(frozen=True)
 class Compiled:
-    """``reason``: why it cannot be launched, empty if it can; ``log``: what a compiler that failed has printed.
+    """``reason``: why it cannot be launched, empty if it can; ``log``: what a compiler that failed has printed;
+    ``crashed``: it ended or hung.
     ``cubin``, ``usage`` and ``report`` are there unless compiling failed. ``seconds``: processor time of
     compiling, in another run if ``cached``."""
 
@@ -31,6 +32,7 @@ class Compiled:
     report: Report | None = None
     reason: str = ""
     log: str = ""
+    crashed: bool = False
     seconds: float = 0.0
     cached: bool = False
 
@@ -115,7 +117,7 @@ def compile_each(
                 cache.put(digest, outcome)
             for r in askers[digest]:
                 if isinstance(outcome, Failed):
-                    yield Compiled(r, reason=outcome.reason, log=outcome.log)
+                    yield Compiled(r, reason=outcome.reason, log=outcome.log, crashed=outcome.crashed)
                 else:
                     yield _checked(r, outcome, jobs[digest], target, cached=False)
 
