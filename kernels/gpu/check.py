@@ -6,40 +6,55 @@ rounded inputs. An element that the reference calls NaN must still be poison aft
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import TypeAlias
 
 import torch
 
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Config, Dims, Kernel
 from dsv2_compile.plan.expr import evaluate
 
 Tensors: TypeAlias = dict[str, torch.Tensor | None]
 Launch: TypeAlias = Callable[[Kernel, Dims, Config, Mapping[str, int], str, Tensors], None]
-"""launch(kernel, dims, config, sizes, dtype, tensors): run it, tensors in place; None stands for a null pointer."""
+"""launch(kernel, dims, config, sizes, dtype, tensors): run it, tensors in place; None stands for a null pointer.
+Raises `Violation`."""
+Outputs: TypeAlias = Callable[[Config], Mapping[str, tuple[int, ...]]]
+"""outputs(config): shape by argument name of what a kernel writes with a configuration, but for inputs that it
+updates in place."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "i32": torch.int32}
 UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
 """Largest relative error of rounding to a dtype."""
 POISON = -(1 << 31)
 """In integer outputs; in float ones it is NaN."""
+LARGE = 1 << 28
+"""From so many elements on, `normal` repeats itself and a reference gets a tensor as it is stored: in fp64 they would
+take gigabytes, the experts of a layer of V2 more than a machine has. Weights and caches alone are so large."""
+
+
+class Violation(Exception):
+    """A kernel wrote where it must not, or gave other bits for the same inputs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call. ``inputs(generator)``: float64 or int32 tensors by argument name, None for a null pointer.
-
-    ``outputs``: shape by argument name, for those that are no inputs too; an output that is an input as well is
-    updated in place.
-    """
+    """One call. ``inputs(generator)``: floats or int32 tensors by argument name, None for a null pointer."""
 
     name: str
     kernel: Kernel
     dims: Dims
     sizes: Mapping[str, int]
     inputs: Callable[[torch.Generator], Tensors]
-    outputs: Mapping[str, tuple[int, ...]]
+    outputs: Outputs
+
+
+def always(**shapes: tuple[int, ...]) -> Outputs:
+    """The same outputs with every configuration."""
+    return lambda config: shapes
 
 
 @dataclass(frozen=True)
@@ -59,23 +74,62 @@ class Error:
         return not self.mistakes and self.l2 <= self.limit_l2 and self.largest <= self.limit_largest
 
 
-def check(case: Case, dtype: str, config: Config, launch: Launch, seed: int = 0) -> list[Error]:
-    """Run ``case`` once and compare every output."""
-    kernel = case.kernel
-    given = case.inputs(torch.Generator().manual_seed(seed))
-    tensors = {name: _stored(kernel.args[name], value, dtype) for name, value in given.items()}
-    exact = {n: t.double() if t is not None and t.is_floating_point() else t for n, t in tensors.items()}
-    expected = kernel.reference(
-        case.dims, case.sizes, **{n: None if t is None else t.clone() for n, t in exact.items()}
-    )
-    for name, shape in case.outputs.items():
-        if name not in tensors:
-            kind = _kind(kernel.args[name], dtype)
-            tensors[name] = torch.full(shape, POISON if kind == "i32" else float("nan"), dtype=DTYPES[kind])
-    for name, kind in kernel.args.items():
-        if kind.startswith("*"):
-            tensors.setdefault(name, None)
+def check(
+    case: Case, dtype: str, config: Config, launch: Launch, seed: int = 0, then: Config | None = None
+) -> list[Error]:
+    """Run ``case`` once and compare every output.
+
+    ``then``: with what the kernel runs that has to follow under ``config``, if one does; what it makes of the outputs
+    is compared too. Without it, the kernel is judged alone.
+    """
+    kernel, given = case.kernel, _stored(case, dtype, seed)
+    exact = {name: _exact(tensor) for name, tensor in given.items()}
+    expected = kernel.reference({**case.dims, **config}, case.sizes, **exact)
+    tensors = _with_outputs(case, dtype, config, given)
     launch(kernel, case.dims, config, case.sizes, dtype, tensors)
+    errors = _errors(kernel, tensors, expected, dtype)
+    following = kernel.then(case.dims, config)
+    if following is None or then is None:
+        return errors
+    last, dims = KERNELS[following[0]], following[1]
+    passed = {n: t for n, t in expected.items() if n in last.args and n not in last.outputs}
+    expected = last.reference({**dims, **then}, case.sizes, **passed)
+    tensors = {n: tensors[n] for n in passed} | {n: _poison(last, n, t.shape, dtype) for n, t in expected.items()}
+    launch(last, dims, then, case.sizes, dtype, tensors)
+    return errors + _errors(last, tensors, expected, dtype)
+
+
+def prepared(case: Case, dtype: str, config: Config, seed: int = 0) -> Tensors:
+    """Every pointer of the call: inputs as they are stored, outputs poisoned, None for a null pointer."""
+    return _with_outputs(case, dtype, config, _stored(case, dtype, seed))
+
+
+def _stored(case: Case, dtype: str, seed: int) -> Tensors:
+    """Inputs, in the kernel's dtypes."""
+    given = case.inputs(torch.Generator().manual_seed(seed))
+    kinds = {n: DTYPES[_kind(kind, dtype)] for n, kind in case.kernel.args.items()}
+    return {n: None if t is None else t.to(kinds[n]).contiguous() for n, t in given.items()}
+
+
+def _with_outputs(case: Case, dtype: str, config: Config, given: Tensors) -> Tensors:
+    tensors = {n: given.get(n) for n, kind in case.kernel.args.items() if kind.startswith("*")}
+    written = {n: _poison(case.kernel, n, shape, dtype) for n, shape in case.outputs(config).items()}
+    return {**tensors, **written}
+
+
+def _poison(kernel: Kernel, name: str, shape: Sequence[int], dtype: str) -> torch.Tensor:
+    kind = _kind(kernel.args[name], dtype)
+    return torch.full(tuple(shape), POISON if kind == "i32" else float("nan"), dtype=DTYPES[kind])
+
+
+def _exact(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """What the reference sees, which may not change when the kernel runs."""
+    if tensor is None or tensor.numel() >= LARGE:
+        return tensor
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+def _errors(kernel: Kernel, tensors: Tensors, expected: Mapping[str, torch.Tensor | None], dtype: str) -> list[Error]:
     return [
         _compare(kernel, name, tensors[name], value, dtype) for name, value in expected.items() if value is not None
     ]
@@ -83,10 +137,6 @@ def check(case: Case, dtype: str, config: Config, launch: Launch, seed: int = 0)
 
 def _kind(declared: str, dtype: str) -> str:
     return dtype if declared == "*T" else declared.removeprefix("*")
-
-
-def _stored(declared: str, value: torch.Tensor | None, dtype: str) -> torch.Tensor | None:
-    return None if value is None else value.to(DTYPES[_kind(declared, dtype)]).contiguous()
 
 
 def _compare(kernel: Kernel, name: str, actual: torch.Tensor | None, expected: torch.Tensor, dtype: str) -> Error:
@@ -137,6 +187,46 @@ def on_host(
     run(kernel.fn, args, kernel.constants(dims, config), grid, memory, order)
 
 
+def in_any_order(
+    kernel: Kernel,
+    dims: Dims,
+    config: Config,
+    sizes: Mapping[str, int],
+    dtype: str,
+    tensors: Tensors,
+) -> None:
+    """`on_host`, forwards, backwards and shuffled: the same bits each time, and no input changed."""
+    held = {n: t for n, t in tensors.items() if t is not None}
+    given, first = {n: t.clone() for n, t in held.items()}, dict[str, torch.Tensor]()
+    count = prod(int(evaluate(g, {})) for g in kernel.grid(dims, config, sizes))
+    forwards = list(range(count))
+    orders = [forwards, forwards[::-1], random.Random(count).sample(forwards, count)]
+    for order in orders[: 1 if count < 2 else 2 if count < 3 else 3]:
+        for name, tensor in held.items():
+            tensor.copy_(given[name])
+        on_host(kernel, dims, config, sizes, dtype, tensors, order)
+        if changed := [n for n in held if n not in kernel.outputs and not _same(held[n], given[n])]:
+            raise Violation(f"{', '.join(changed)} changed, which is no output")
+        if other := [n for n in first if not _same(held[n], first[n])]:
+            raise Violation(f"{', '.join(other)} depends on the order of programs")
+        first = first or {n: held[n].clone() for n in kernel.outputs if n in held}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit by bit."""
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
 def normal(generator: torch.Generator, *shape: int, scale: float = 1.0) -> torch.Tensor:
-    """float64 [*shape] from a normal distribution."""
+    """[*shape] from a normal distribution, in float64; `LARGE` ones in bf16 and the same ones for any generator."""
+    if prod(shape) >= LARGE:
+        return _large(shape, scale)
     return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+
+
+@lru_cache(maxsize=1)
+def _large(shape: tuple[int, ...], scale: float) -> torch.Tensor:
+    """Repeats itself after a number of elements that no stride is a multiple of."""
+    period = (LARGE >> 4) - 1
+    some = (torch.randn(period, generator=torch.Generator().manual_seed(0)) * scale).bfloat16()
+    return some.repeat(-(-prod(shape) // period))[: prod(shape)].view(shape)

@@ -20,7 +20,7 @@ from dsv2_compile.targets import Target
 
 HINTS = ("ROWS_HINT", "SPLIT_K")
 """Dims that only steer `default`: the expected rows (1 to 16: decode; without it, a long prefill), and SPLIT_K
-where it must not choose. The reference reads SPLIT_K too; without it, it is that of the kernel unsplit."""
+where it must not choose."""
 
 _SPACE: dict[str, tuple[int, ...]] = {
     "BLOCK_M": (1, 16, 32, 64, 128),
@@ -67,7 +67,7 @@ def _linear_reference(
 ) -> dict[str, Any]:
     rows, n, k, split = sizes["rows"], int(dims["N"]), int(dims["K"]), int(dims.get("SPLIT_K", 1))
     source = torch.arange(rows) if index is None else index.long()
-    value = x[source, :k]
+    value, w = x[source, :k], w.to(x.dtype)
     if split == 1:
         out = torch.full((rows, int(dims["OUT_STRIDE"])), float("nan"), dtype=x.dtype)
         out[:, :n] = torch.nn.functional.linear(value, w)

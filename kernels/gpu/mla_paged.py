@@ -128,7 +128,7 @@ def _decode_reference(
             end = min(last_block * page, length) if row == last else length
             if begin >= end:
                 continue
-            keys = _keys(cache, page_table[sequence[row]], page, begin, end)
+            keys = _keys(cache, page_table[sequence[row]], page, begin, end).to(q.dtype)
             value = _attend(dims, q[row : row + 1], keys)[0]
             if (begin, end) == (0, length):
                 out[row] = value
@@ -231,7 +231,7 @@ def _extend_reference(
         new = slice(int(query_start[b]), int(query_start[b + 1]))
         if new.start < new.stop:
             keys = _keys(cache, page_table[b], int(dims["PAGE"]), 0, int(positions[new.stop - 1]) + 1)
-            out[new] = _attend(dims, q[new], keys)
+            out[new] = _attend(dims, q[new], keys.to(q.dtype))
     return {"out": out}
 
 

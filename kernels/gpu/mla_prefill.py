@@ -56,8 +56,8 @@ def _reference(
 ) -> dict[str, Any]:
     heads, nope, rope, v, latent = (int(dims[name]) for name in ("HEADS", "NOPE", "ROPE", "V", "LATENT"))
     query = q[:, : heads * (nope + rope)].unflatten(-1, (heads, -1))
-    per_head = kv.view(-1, heads, nope + v)
-    shared = cache[slots.long(), None, latent:].expand(-1, heads, -1)
+    per_head = kv.to(q.dtype).view(-1, heads, nope + v)
+    shared = cache[slots.long(), None, latent:].to(q.dtype).expand(-1, heads, -1)
     key, value = torch.cat((per_head[..., :nope], shared), -1), per_head[..., nope:]
     out = torch.empty(sizes["rows"], heads, v, dtype=q.dtype)
     for b in range(sizes["batch"]):

@@ -102,9 +102,9 @@ def _cost(weights: int, streams: Callable[[int, int, int, int], int]) -> Callabl
 
 
 def _per_expert(w: torch.Tensor, offsets: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """x [entries, K] in the order of the experts -> [entries, rows of w]."""
-    bounds = offsets.tolist()
-    return torch.cat([x[a:b] @ w[e].T for e, (a, b) in enumerate(pairwise(bounds))])
+    """x [entries, K] in the order of the experts -> [entries, rows of w]. w in any dtype, for it may be large."""
+    used = [(e, a, b) for e, (a, b) in enumerate(pairwise(offsets.tolist())) if a < b]
+    return torch.cat([x[a:b] @ w[e].to(x.dtype).T for e, a, b in used])
 
 
 def _up(

@@ -5,14 +5,47 @@ from __future__ import annotations
 import torch
 
 from dsv2_compile.kernels.gpu.cache import LATENT_CACHE, ROPE_QUERY
-from dsv2_compile.kernels.gpu.check import Case, Tensors, normal
+from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows, padded
+from dsv2_compile.kernels.gpu.check import Case, Tensors, always, normal
+from dsv2_compile.kernels.gpu.kernel import Dims
 
 PAGE = 64
+POSITIONS = 9
 
 
 def _tables(g: torch.Generator, positions: int, rope: int) -> Tensors:
     angles = torch.rand((positions, rope // 2), generator=g, dtype=torch.float64) * 6.28
     return {"cos": angles.cos(), "sin": angles.sin()}
+
+
+def _positions(g: torch.Generator, rows: int, padding: int, known: int = POSITIONS) -> torch.Tensor:
+    at = torch.randint(known, (rows,), generator=g, dtype=torch.int32)
+    at[rows - padding :] = -1
+    return at
+
+
+def _latent(
+    dims: Dims, rows: int, pages: int, padding: int = 0, slots: tuple[int, ...] | None = None, scale: float = 3.0
+) -> Case:
+    """``padding``: as many of the last rows have no slot and no position. ``slots``: where the rows go."""
+    latent, rope = int(dims["LATENT"]), int(dims["ROPE"])
+
+    def inputs(g: torch.Generator) -> Tensors:
+        at = torch.randperm(pages * PAGE, generator=g)[:rows] if slots is None else torch.tensor(slots)
+        at = at.to(torch.int32)
+        at[rows - padding :] = -1
+        return {
+            "kv": padded(g, rows, latent + rope, int(dims["KV_STRIDE"]), scale=scale),
+            "weight": normal(g, latent) + 1,
+            **_tables(g, POSITIONS, rope),
+            "positions": _positions(g, rows, padding),
+            "slots": at,
+            "cache": torch.full((pages * PAGE, latent + rope), float("nan"), dtype=torch.float64),
+        }
+
+    name = f"{rows} rows of {latent} + {rope}, stride {dims['KV_STRIDE']}" + f", {padding} padding" * bool(padding)
+    name += f", slots {slots}" * bool(slots) + f", {pages} pages, scale {scale:g}"
+    return Case(name, LATENT_CACHE, dims, {"rows": rows}, inputs, always())
 
 
 def _latent_cache(
@@ -24,28 +57,33 @@ def _latent_cache(
     padding: int = 0,
     slots: tuple[int, ...] | None = None,
 ) -> Case:
-    """``padding``: as many of the last rows have no slot and no position."""
-    stride = stride or latent + rope
-    dims = {"LATENT": latent, "ROPE": rope, "KV_STRIDE": stride, "EPS": 1e-6}
+    dims = {"LATENT": latent, "ROPE": rope, "KV_STRIDE": stride or latent + rope, "EPS": 1e-6}
+    return _latent(dims, rows, pages, padding, slots)
+
+
+def _build_latent(dims: Dims, rows: int, pattern: int) -> Case:
+    """All in places, in as many pages as there are rows for or more, padding rows, in order from the last row on."""
+    pages = -(-rows // PAGE) + (1, 0, 2, 1, 0)[pattern]
+    padding = (0, 0, rows // 3, rows, 0)[pattern]
+    slots = tuple(range(rows - 1, -1, -1)) if pattern == 4 else None
+    return _latent(dims, rows, pages, padding, slots, 1e-3 if pattern == 1 else 3.0)
+
+
+def _query(dims: Dims, rows: int, padding: int = 0) -> Case:
+    width = int(dims["HEADS"]) * (int(dims["NOPE"]) + int(dims["ROPE"]))
 
     def inputs(g: torch.Generator) -> Tensors:
-        at = torch.randperm(pages * PAGE, generator=g)[:rows] if slots is None else torch.tensor(slots)
-        at = at.to(torch.int32)
-        positions = torch.randint(9, (rows,), generator=g, dtype=torch.int32)
-        if padding:
-            at[-padding:] = positions[-padding:] = -1
         return {
-            "kv": normal(g, rows, stride, scale=3.0),
-            "weight": normal(g, latent) + 1,
-            **_tables(g, 9, rope),
-            "positions": positions,
-            "slots": at,
-            "cache": torch.full((pages * PAGE, latent + rope), float("nan"), dtype=torch.float64),
+            "q": padded(g, rows, width, int(dims["Q_ROW"])),
+            **_tables(g, POSITIONS, int(dims["ROPE"])),
+            "positions": _positions(g, rows, padding),
         }
 
-    name = f"{rows} rows of {latent} + {rope}, stride {stride}" + f", {padding} padding" * bool(padding)
-    name += f", slots {slots}" * bool(slots)
-    return Case(name, LATENT_CACHE, dims, {"rows": rows}, inputs, {})
+    heads, nope, rope, before = (int(dims[d]) for d in ("HEADS", "NOPE", "ROPE", "OUT_OFFSET"))
+    after = int(dims["OUT_HEAD"]) - before - rope
+    name = f"{rows} rows, {heads} heads, {nope} + {rope}, {int(dims['Q_ROW']) - width} extra, {padding} padding"
+    name += f", out {before} {after}"
+    return Case(name, ROPE_QUERY, dims, {"rows": rows}, inputs, always(out=(rows, int(dims["OUT_ROW"]))))
 
 
 def _rope_query(
@@ -63,16 +101,17 @@ def _rope_query(
         "OUT_HEAD": head,
         "OUT_OFFSET": before,
     }
+    return _query(dims, rows, padding)
 
-    def inputs(g: torch.Generator) -> Tensors:
-        positions = torch.randint(9, (rows,), generator=g, dtype=torch.int32)
-        if padding:
-            positions[-padding:] = -1
-        return {"q": normal(g, rows, int(dims["Q_ROW"])), **_tables(g, 9, rope), "positions": positions}
 
-    name = f"{rows} rows, {heads} heads, {nope} + {rope}, {extra} extra, {padding} padding, out {before} {after}"
-    return Case(name, ROPE_QUERY, dims, {"rows": rows}, inputs, {"out": (rows, int(dims["OUT_ROW"]))})
+def _build_query(dims: Dims, rows: int, pattern: int) -> Case:
+    return _query(dims, rows, (0, rows // 3, 0, rows)[pattern])
 
+
+MAKERS: dict[str, Maker] = {
+    "latent_cache": by_rows(LATENT_CACHE, _build_latent, 5),
+    "rope_query": by_rows(ROPE_QUERY, _build_query, 4),
+}
 
 CASES = {
     "latent_cache": [

@@ -3,11 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
-from dsv2_compile.kernels.gpu.check import Case, Tensors
+from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows, zipf
+from dsv2_compile.kernels.gpu.check import Case, Tensors, always
 from dsv2_compile.kernels.gpu.dispatch import DISPATCH
+from dsv2_compile.kernels.gpu.kernel import Dims
+
+Routing: TypeAlias = Callable[[torch.Generator, int, int, int], torch.Tensor]
+"""(generator, rows, top_k, experts) -> ids [rows, top_k]"""
+
+
+def distinct(g: torch.Generator, rows: int, top_k: int, experts: int) -> torch.Tensor:
+    return torch.rand(rows, experts, generator=g).topk(top_k, -1).indices
+
+
+def only(used: Callable[[int], torch.Tensor]) -> Routing:
+    """``used(experts)``: those that ids are drawn from, with repetition."""
+
+    def draw(g: torch.Generator, rows: int, top_k: int, experts: int) -> torch.Tensor:
+        choice = used(experts)
+        return choice[torch.randint(len(choice), (rows, top_k), generator=g)]
+
+    return draw
+
+
+ROUTINGS: tuple[tuple[str, Routing], ...] = (
+    ("some experts more than others", zipf),
+    ("any experts", distinct),
+    ("all on the first", only(lambda n: torch.tensor([0]))),
+    ("every other expert without tokens", only(lambda n: torch.arange(0, n, 2))),
+    ("all on the last", only(lambda n: torch.tensor([n - 1]))),
+    ("on the last two", only(lambda n: torch.arange(max(0, n - 2), n))),
+)
+"""By pattern."""
+
+
+def _case(dims: Dims, rows: int, name: str, routing: Routing) -> Case:
+    experts, top_k = int(dims["EXPERTS"]), int(dims["TOP_K"])
+
+    def inputs(g: torch.Generator) -> Tensors:
+        return {"ids": routing(g, rows, top_k, experts).int()}
+
+    outputs = always(offsets=(experts + 1,), order=(rows * top_k,))
+    return Case(name, DISPATCH, dims, {"rows": rows}, inputs, outputs)
+
+
+def _build(dims: Dims, rows: int, pattern: int) -> Case:
+    what, routing = ROUTINGS[pattern]
+    return _case(dims, rows, f"{rows} rows, {what}", routing)
+
+
+MAKERS: dict[str, Maker] = {"dispatch": by_rows(DISPATCH, _build, len(ROUTINGS), per_row="TOP_K")}
 
 
 def _dispatch(
@@ -19,14 +68,7 @@ def _dispatch(
     hint: int = 128,
 ) -> Case:
     """``used(experts)``: the experts that ids are drawn from."""
-    dims = {"EXPERTS": experts, "TOP_K": top_k, "ROWS_HINT": hint}
-
-    def inputs(g: torch.Generator) -> Tensors:
-        choice = used(experts)
-        return {"ids": choice[torch.randint(len(choice), (rows, top_k), generator=g)].int()}
-
-    outputs = {"offsets": (experts + 1,), "order": (rows * top_k,)}
-    return Case(name, DISPATCH, dims, {"rows": rows}, inputs, outputs)
+    return _case({"EXPERTS": experts, "TOP_K": top_k, "ROWS_HINT": hint}, rows, name, only(used))
 
 
 CASES = {

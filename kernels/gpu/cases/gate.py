@@ -7,12 +7,52 @@ from collections.abc import Sequence
 
 import torch
 
-from dsv2_compile.kernels.gpu.check import Case, Tensors
+from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows
+from dsv2_compile.kernels.gpu.check import Case, Tensors, always
 from dsv2_compile.kernels.gpu.gate import GATE
+from dsv2_compile.kernels.gpu.kernel import Dims
 
 
 def _integers(g: torch.Generator, largest: int, *shape: int) -> torch.Tensor:
     return torch.randint(-largest, largest + 1, shape, generator=g).double()
+
+
+def _case(dims: Dims, rows: int, name: str, same: Sequence[Sequence[int]] = (), nan: int | None = None) -> Case:
+    """``same``: experts with equal rows of w, so equal scores. ``nan``: a row of x that is NaN.
+
+    Whole numbers times a power of 2, so that logits are exact in any order of summation: two of them are equal, or
+    2**-12 or more apart, far beyond what softmax rounds in fp32. Their standard deviation is between 2 and 4.
+    """
+    experts, k = int(dims["EXPERTS"]), int(dims["K"])
+    step = 2.0 ** -round(math.log2(math.sqrt(k) * 161 / 2.8))
+
+    def inputs(g: torch.Generator) -> Tensors:
+        x, w = _integers(g, 7, rows, k), _integers(g, 64, experts, k) * step
+        for first, *others in same:
+            w[others] = w[first].clone()
+        if nan is not None:
+            x[nan] = float("nan")
+        return {"x": x, "w": w}
+
+    shape = (rows, int(dims["TOP_K"]))
+    return Case(name, GATE, dims, {"rows": rows}, inputs, always(ids=shape, weights=shape))
+
+
+def _build(dims: Dims, rows: int, pattern: int) -> Case:
+    """No ties; ties across groups, within them, everywhere; a row of NaN."""
+    experts = int(dims["EXPERTS"])
+    members, half = experts // int(dims["GROUPS"]), experts // 2
+    ties: dict[int, Sequence[Sequence[int]]] = {
+        1: [range(i, experts, members) for i in range(members)] if members < experts else [],
+        2: [(i, i + half) for i in range(half)],
+        3: [range(experts)],
+        4: [range(i, min(i + 3, experts)) for i in range(0, experts, 3)],
+    }
+    nan = rows // 2 if pattern == 5 else None
+    return _case(dims, rows, f"{rows} rows, pattern {pattern}", ties.get(pattern, []), nan)
+
+
+MAKERS: dict[str, Maker] = {"gate": by_rows(GATE, _build, 6)}
 
 
 def _gate(
@@ -28,12 +68,6 @@ def _gate(
     nan: int | None = None,
     hint: int = 16,
 ) -> Case:
-    """``same``: experts with equal rows of w, so equal scores. ``nan``: a row of x that is NaN.
-
-    Whole numbers times a power of 2, so that logits are exact in any order of summation: two of them are equal, or
-    2**-12 or more apart, far beyond what softmax rounds in fp32. Their standard deviation is between 2 and 4.
-    """
-    step = 2.0 ** -round(math.log2(math.sqrt(k) * 161 / 2.8))
     dims = {
         "EXPERTS": experts,
         "K": k,
@@ -44,17 +78,7 @@ def _gate(
         "NORMALIZE": normalize,
         "ROWS_HINT": hint,
     }
-
-    def inputs(g: torch.Generator) -> Tensors:
-        x, w = _integers(g, 7, rows, k), _integers(g, 64, experts, k) * step
-        for first, *others in same:
-            w[others] = w[first].clone()
-        if nan is not None:
-            x[nan] = float("nan")
-        return {"x": x, "w": w}
-
-    shape = (rows, top_k)
-    return Case(name, GATE, dims, {"rows": rows}, inputs, {"ids": shape, "weights": shape})
+    return _case(dims, rows, name, same, nan)
 
 
 CASES = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from dsv2_compile.kernels.gpu.check import Case, Tensors, normal
-from dsv2_compile.kernels.gpu.kernel import Kernel
+from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows, heavy_ends, padded
+from dsv2_compile.kernels.gpu.check import Case, Outputs, Tensors, always, normal
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
 from dsv2_compile.kernels.gpu.linear import (
     HEAD_LINEAR,
     LINEAR,
@@ -14,6 +17,47 @@ from dsv2_compile.kernels.gpu.linear import (
     SPLIT_K_SUM,
     SPLIT_K_SUM_FP32,
 )
+
+
+def _product(kernel: Kernel, dims: Dims, rows: int, of: int, pattern: int = 0) -> Case:
+    """``of``: rows of x, to gather from where the call does."""
+    n, k = int(dims["N"]), int(dims["K"])
+    picks = {
+        1: lambda g: torch.randint(of, (rows,), generator=g),
+        2: lambda g: torch.full((rows,), of - 1),
+        3: lambda g: torch.arange(of - 1, -1, -1)[:rows],
+    }
+    pick = picks.get(pattern, lambda g: torch.randperm(of, generator=g)[:rows])
+
+    def inputs(g: torch.Generator) -> Tensors:
+        x = padded(g, of, k, int(dims["X_STRIDE"]))
+        return {
+            "x": heavy_ends(x, k) if pattern else x,
+            "index": pick(g).to(torch.int32) if dims["INDEXED"] else None,
+            "w": normal(g, n, k, scale=k**-0.5),
+        }
+
+    name = f"{rows} rows, {k} to {n}" + f", strided {dims['X_STRIDE']}" * (dims["X_STRIDE"] != k)
+    name += f", rows of {of}" * bool(dims["INDEXED"]) + f", wider out {dims['OUT_STRIDE']}" * (dims["OUT_STRIDE"] != n)
+    name += f", pattern {pattern}" * (pattern > 0)
+    return Case(name, kernel, dims, {"rows": rows}, inputs, _written(dims, rows))
+
+
+def _written(dims: Dims, rows: int) -> Outputs:
+    """Parts where K is split, the result where it is not."""
+
+    def outputs(config: Config) -> dict[str, tuple[int, ...]]:
+        split = config["SPLIT_K"]
+        if split > 1:
+            return {"partial": (split, rows, int(dims["N"]))}
+        return {"out": (rows, int(dims["OUT_STRIDE"]))}
+
+    return outputs
+
+
+def _build_product(kernel: Kernel, dims: Dims, rows: int, pattern: int) -> Case:
+    of = (rows, max(1, rows // 3), rows + 2, 2 * rows + 3)[pattern] if dims["INDEXED"] else rows
+    return _product(kernel, dims, rows, of, pattern)
 
 
 def _linear(
@@ -37,61 +81,78 @@ def _linear(
         "ROWS_HINT": hint,
         "SPLIT_K": split,
     }
+    return _product(kernel, dims, rows, of or rows, pattern=1 if of else 0)
+
+
+def _parts(kernel: Kernel, dims: Dims, rows: int, pattern: int = 0) -> Case:
+    n, split = int(dims["N"]), int(dims["SPLIT_K"])
 
     def inputs(g: torch.Generator) -> Tensors:
-        index = None if of is None else torch.randint(of, (rows,), generator=g, dtype=torch.int32)
-        return {"x": normal(g, of or rows, k + x_pad), "index": index, "w": normal(g, n, k, scale=k**-0.5)}
+        partial = normal(g, split, rows, n)
+        if pattern:  # a part that counts for more, and one that is empty
+            partial[-1] *= 8
+            partial[: split // 2] *= pattern - 1
+        return {"partial": partial}
 
-    name = f"{rows} rows, {k} to {n}, hint {hint}" + f", {split} parts" * (split > 1) + ", strided" * bool(x_pad)
-    name += f", rows of {of}" * (of is not None) + ", wider out" * bool(out_pad)
-    outputs = {"partial": (split, rows, n)} if split > 1 else {"out": (rows, n + out_pad)}
-    return Case(name, kernel, dims, {"rows": rows}, inputs, outputs)
+    name = f"{split} parts of {rows} rows of {n}, out {dims['OUT_STRIDE']}" + f", pattern {pattern}" * (pattern > 0)
+    return Case(name, kernel, dims, {"rows": rows}, inputs, always(out=(rows, int(dims["OUT_STRIDE"]))))
 
 
 def _sum(kernel: Kernel, rows: int, n: int, split: int, out_pad: int = 0) -> Case:
-    return Case(
-        f"{split} parts of {rows} rows of {n}" + ", wider out" * bool(out_pad),
-        kernel,
-        {"N": n, "OUT_STRIDE": n + out_pad, "SPLIT_K": split},
-        {"rows": rows},
-        lambda g: {"partial": normal(g, split, rows, n)},
-        {"out": (rows, n + out_pad)},
-    )
+    return _parts(kernel, {"N": n, "OUT_STRIDE": n + out_pad, "SPLIT_K": split}, rows)
+
+
+def _gated(dims: Dims, rows: int, pattern: int = 0) -> Case:
+    n, k = int(dims["N"]), int(dims["K"])
+
+    def inputs(g: torch.Generator) -> Tensors:
+        x = padded(g, rows, k, int(dims["X_STRIDE"]), scale=0.5 if pattern else 1.0)
+        return {"x": heavy_ends(x, k) if pattern else x, "w": normal(g, 2 * n, k, scale=2 * k**-0.5)}
+
+    name = f"{rows} rows, {k} to {n}, stride {dims['X_STRIDE']}" + f", pattern {pattern}" * (pattern > 0)
+    return Case(name, LINEAR_SWIGLU, dims, {"rows": rows}, inputs, always(out=(rows, n)))
 
 
 def _swiglu(rows: int, n: int, k: int, hint: int = 16, x_pad: int = 0) -> Case:
-    return Case(
-        f"{rows} rows, {k} to {n}, hint {hint}" + ", strided" * bool(x_pad),
-        LINEAR_SWIGLU,
-        {"N": n, "K": k, "X_STRIDE": k + x_pad, "ROWS_HINT": hint},
-        {"rows": rows},
-        lambda g: {"x": normal(g, rows, k + x_pad), "w": normal(g, 2 * n, k, scale=2 * k**-0.5)},
-        {"out": (rows, n)},
-    )
+    return _gated({"N": n, "K": k, "X_STRIDE": k + x_pad, "ROWS_HINT": hint}, rows)
+
+
+def _by_head(dims: Dims, rows: int, pattern: int = 0) -> Case:
+    heads, n, k, x_row, x_head = (int(dims[d]) for d in ("HEADS", "N", "K", "X_ROW", "X_HEAD"))
+
+    def inputs(g: torch.Generator) -> Tensors:
+        x = torch.full((rows, x_row), float("nan"), dtype=torch.float64)
+        used = torch.arange(heads)[:, None] * x_head + torch.arange(k)
+        values = normal(g, rows, heads, k)
+        x[:, used] = heavy_ends(values.flatten(0, 1), k).view_as(values) if pattern else values
+        return {"x": x, "w": normal(g, heads, n, k, scale=k**-0.5)}
+
+    name = f"{rows} rows, {heads} heads, {k} to {n}" + f", pattern {pattern}" * (pattern > 0)
+    name += f", x {x_row} {x_head}, out {dims['OUT_ROW']} {dims['OUT_HEAD']}"
+    return Case(name, HEAD_LINEAR, dims, {"rows": rows}, inputs, always(out=(rows, int(dims["OUT_ROW"]))))
 
 
 def _heads(rows: int, heads: int, n: int, k: int, hint: int = 16, x_pad: int = 0, out_pad: int = 0) -> Case:
     """``x_pad``, ``out_pad``: elements after each head, and as many again after each row."""
-    x_row, out_row = heads * (k + x_pad) + x_pad, heads * (n + out_pad) + out_pad
     dims = {
         "HEADS": heads,
         "N": n,
         "K": k,
-        "X_ROW": x_row,
+        "X_ROW": heads * (k + x_pad) + x_pad,
         "X_HEAD": k + x_pad,
-        "OUT_ROW": out_row,
+        "OUT_ROW": heads * (n + out_pad) + out_pad,
         "OUT_HEAD": n + out_pad,
         "ROWS_HINT": hint,
     }
-    return Case(
-        f"{rows} rows, {heads} heads, {k} to {n}, hint {hint}" + f", pads {x_pad} and {out_pad}",
-        HEAD_LINEAR,
-        dims,
-        {"rows": rows},
-        lambda g: {"x": normal(g, rows, x_row), "w": normal(g, heads, n, k, scale=k**-0.5)},
-        {"out": (rows, out_row)},
-    )
+    return _by_head(dims, rows)
 
+
+MAKERS: dict[str, Maker] = {
+    **{k.name: by_rows(k, partial(_build_product, k), 4) for k in (LINEAR, LINEAR_FP32)},
+    **{k.name: by_rows(k, partial(_parts, k), 3) for k in (SPLIT_K_SUM, SPLIT_K_SUM_FP32)},
+    "linear_swiglu": by_rows(LINEAR_SWIGLU, _gated, 2),
+    "head_linear": by_rows(HEAD_LINEAR, _by_head, 2),
+}
 
 CASES = {
     "linear": [

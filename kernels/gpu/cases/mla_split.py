@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 import torch
 
-from dsv2_compile.kernels.gpu.check import Case, Tensors, normal
+from dsv2_compile.kernels.gpu.cases.makers import Maker, cut, first_distinct
+from dsv2_compile.kernels.gpu.cases.mla_prefill import even
+from dsv2_compile.kernels.gpu.check import Case, Tensors, always, normal
+from dsv2_compile.kernels.gpu.kernel import Config, Dims
 from dsv2_compile.kernels.gpu.mla_split import FIELDS, MLA_COMBINE, MLA_SCHEDULE, partial_rows, schedule
 from dsv2_compile.plan.expr import evaluate
 
+PAGE = 64
+Positions = tuple[int, ...]
 
-def _schedule(positions: tuple[int, ...], parts: int, overhead: int = 1, page: int = 64) -> Case:
-    dims = {"PAGE": page, "PARTS": parts, "OVERHEAD": overhead}
+
+def _schedule_of(dims: Dims, positions: Positions) -> Case:
+    page, parts, overhead = (int(dims[d]) for d in ("PAGE", "PARTS", "OVERHEAD"))
     name = f"positions {positions[:8]}, {len(positions)} rows, {parts} parts, overhead {overhead}, page {page}"
     return Case(
         name,
@@ -18,12 +26,16 @@ def _schedule(positions: tuple[int, ...], parts: int, overhead: int = 1, page: i
         dims,
         {"rows": len(positions)},
         lambda g: {"positions": torch.tensor(positions, dtype=torch.int32)},
-        {"parts": (parts + 1, FIELDS)},
+        always(parts=(parts + 1, FIELDS)),
     )
 
 
-def _combine(positions: tuple[int, ...], parts: int, heads: int = 3, latent: int = 512, page: int = 64) -> Case:
-    rows = len(positions)
+def _schedule(positions: Positions, parts: int, overhead: int = 1, page: int = PAGE) -> Case:
+    return _schedule_of({"PAGE": page, "PARTS": parts, "OVERHEAD": overhead}, positions)
+
+
+def _combine_of(dims: Dims, positions: Positions, page: int = PAGE) -> Case:
+    heads, latent, parts, rows = int(dims["HEADS"]), int(dims["LATENT"]), int(dims["PARTS"]), len(positions)
     slots = evaluate(partial_rows(rows, parts), {})
 
     def inputs(g: torch.Generator) -> Tensors:
@@ -33,10 +45,53 @@ def _combine(positions: tuple[int, ...], parts: int, heads: int = 3, latent: int
         partial[used:] = lse[used:] = float("nan")
         return {"partial": partial, "lse": lse, "parts": table}
 
-    dims = {"HEADS": heads, "LATENT": latent, "PARTS": parts}
     name = f"positions {positions[:8]}, {rows} rows, {parts} parts, {heads} heads of {latent}"
-    return Case(name, MLA_COMBINE, dims, {"rows": rows}, inputs, {"out": (rows, heads, latent)})
+    return Case(name, MLA_COMBINE, dims, {"rows": rows}, inputs, always(out=(rows, heads, latent)))
 
+
+def _combine(positions: Positions, parts: int, heads: int = 3, latent: int = 512, page: int = PAGE) -> Case:
+    return _combine_of({"HEADS": heads, "LATENT": latent, "PARTS": parts}, positions, page)
+
+
+def equal_positions(sizes: Mapping[str, int]) -> Positions:
+    """Of ``rows`` sequences that are ``context`` long together."""
+    context = sizes.get("context", 1024 * sizes["rows"])
+    return tuple(max(n - 1, 0) for n in even(context, sizes["rows"]))
+
+
+def uneven_positions(page: int, parts: int, block: int = 64, most: int = 1 << 20) -> Iterator[Positions]:
+    """By turns few and many rows, at the edges of pages and of blocks of ``block`` keys, cut in few and in many pieces,
+    padding rows; none above ``most``."""
+    long = page * parts
+    lists: list[Positions] = [
+        (0, 3 * page, 2, 2 * page + 1, page - 1, page),
+        (2 * long + page // 2,),
+        (-1, 5, -1, 5 * page - 1, -1),
+        (block - 1, block, block + 1),
+        (long // 2, 0, long + 1),
+        (0,),
+        (page * 9 - 1,) * 6,
+        (7 * page, 1) * 3,
+        (-1, -1),
+        tuple(range(2, 5 * page, page // 2 + 3)),
+        (page, long, page),
+        (2 * page - 1, 4 * page - 1),
+    ]
+    for positions in [*lists, *((n, n * n) for n in range(1, 20))]:
+        yield cut(positions, most)
+
+
+def _maker(build: Callable[[Dims, Positions], Case]) -> Maker:
+    def others(dims: Dims, sizes: Mapping[str, int], config: Config, limit: float) -> list[Case]:
+        rows = config.get("BLOCK_R", 32)
+        some = [tuple(range(0, 7 * (rows + 1), 7)), (300,) * (2 * rows + 1)]
+        found = [build(dims, p) for p in [*some, *uneven_positions(int(dims.get("PAGE", PAGE)), int(dims["PARTS"]))]]
+        return first_distinct(found, len(some) + 8)
+
+    return Maker(lambda dims, sizes: build(dims, equal_positions(sizes)), others)
+
+
+MAKERS = {"mla_schedule": _maker(_schedule_of), "mla_combine": _maker(_combine_of)}
 
 CASES = {
     "mla_schedule": [

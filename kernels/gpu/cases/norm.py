@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import torch
 
+from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows, padded
 from dsv2_compile.kernels.gpu.check import Case, Tensors, normal
+from dsv2_compile.kernels.gpu.kernel import Dims
 from dsv2_compile.kernels.gpu.norm import RMS_NORM
 
+_SCALES = (3.0, 1e-3, 200.0, 3.0)
+"""Of the values, by pattern: where epsilon counts, too."""
 
-def _rms_norm(rows: int, n: int, residual: bool = False, stride: int | None = None, picked: int | None = None) -> Case:
-    stride, count = stride or n, picked or rows
-    dims = {"N": n, "X_STRIDE": stride, "EPS": 1e-6, "RESIDUAL": residual, "INDEXED": picked is not None}
+
+def _case(dims: Dims, rows: int, source: int, pattern: int = 0) -> Case:
+    """``source``: rows to pick from, where the norm is of picked ones."""
+    n, stride, scale = int(dims["N"]), int(dims["X_STRIDE"]), _SCALES[pattern % len(_SCALES)]
+    picks = {1: lambda g: torch.full((rows,), source - 1), 2: lambda g: torch.arange(source - 1, -1, -1)[:rows]}
+    pick = picks.get(pattern, lambda g: torch.randint(source, (rows,), generator=g))
 
     def inputs(g: torch.Generator) -> Tensors:
         return {
-            "x": normal(g, rows, stride, scale=3.0),
-            "residual": normal(g, rows, n) if residual else None,
-            "index": None if picked is None else torch.randint(rows, (count,), generator=g, dtype=torch.int32),
+            "x": padded(g, source, n, stride, scale=scale),
+            "residual": normal(g, source, n, scale=scale / 3) if dims["RESIDUAL"] else None,
+            "index": pick(g).to(torch.int32) if dims["INDEXED"] else None,
             "weight": normal(g, n) + 1,
         }
 
-    outputs = {"out": (count, n), **({"total": (count, n)} if residual else {})}
     name = (
-        f"{count} rows of {n}"
-        + ", residual" * residual
+        f"{rows} rows of {n}"
+        + ", residual" * bool(dims["RESIDUAL"])
         + f", stride {stride}" * (stride != n)
-        + ", picked" * bool(picked)
+        + f", of {source}" * bool(dims["INDEXED"])
+        + f", pattern {pattern}" * (pattern > 0)
     )
-    return Case(name, RMS_NORM, dims, {"rows": count}, inputs, outputs)
+    shapes = {"out": (rows, n), **({"total": (rows, n)} if dims["RESIDUAL"] else {})}
+    return Case(name, RMS_NORM, dims, {"rows": rows}, inputs, lambda config: shapes)
 
+
+def _rms_norm(rows: int, n: int, residual: bool = False, stride: int | None = None, picked: int | None = None) -> Case:
+    dims = {"N": n, "X_STRIDE": stride or n, "EPS": 1e-6, "RESIDUAL": residual, "INDEXED": picked is not None}
+    return _case(dims, picked or rows, rows)
+
+
+def _build(dims: Dims, rows: int, pattern: int) -> Case:
+    return _case(dims, rows, 3 * rows + 2 if dims["INDEXED"] else rows, pattern)
+
+
+MAKERS: dict[str, Maker] = {"rms_norm": by_rows(RMS_NORM, _build, len(_SCALES))}
 
 CASES = {
     "rms_norm": [

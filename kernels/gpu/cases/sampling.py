@@ -7,7 +7,9 @@ from typing import TypeAlias
 
 import torch
 
-from dsv2_compile.kernels.gpu.check import Case, Tensors, normal
+from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows
+from dsv2_compile.kernels.gpu.check import Case, Tensors, always, normal
+from dsv2_compile.kernels.gpu.kernel import Dims
 from dsv2_compile.kernels.gpu.sampling import ARGMAX, SAMPLE
 
 Logits: TypeAlias = Callable[[torch.Generator, int, int], torch.Tensor]
@@ -49,7 +51,7 @@ def _argmax(rows: int, vocab: int, logits: Logits = _smooth) -> Case:
         return {"logits": logits(g, rows, vocab)}
 
     name = f"{rows} rows of {vocab}, {logits.__name__[1:]}"
-    return Case(name, ARGMAX, {"VOCAB": vocab}, {"rows": rows}, inputs, {"tokens": (rows,)})
+    return Case(name, ARGMAX, {"VOCAB": vocab}, {"rows": rows}, inputs, always(tokens=(rows,)))
 
 
 def _middle(g: torch.Generator, p: torch.Tensor) -> tuple[int, float]:
@@ -82,8 +84,31 @@ def _sample(vocab: int, rows: list[Row], logits: Logits = _smooth) -> Case:
         }
 
     name = f"{vocab}, {logits.__name__[1:]}: {', '.join(f'{t:g} {k} {c:d}' for t, k, c in rows)}"
-    return Case(name, SAMPLE, {"VOCAB": vocab}, {"rows": len(rows)}, inputs, {"tokens": (len(rows),)})
+    return Case(name, SAMPLE, {"VOCAB": vocab}, {"rows": len(rows)}, inputs, always(tokens=(len(rows),)))
 
+
+_LOGITS: tuple[Logits, ...] = (_smooth, _tied, _banned, _equal, _negative, _zeros)
+
+
+def _build_argmax(dims: Dims, rows: int, pattern: int) -> Case:
+    return _argmax(rows, int(dims["VOCAB"]), _LOGITS[pattern])
+
+
+def _build_sample(dims: Dims, rows: int, pattern: int) -> Case:
+    """All kinds of rows by turns; of flat logits few tokens, as one of many would be too small a share to tell."""
+    vocab = int(dims["VOCAB"])
+    few, several = min(50, vocab), min(300, vocab)
+    kinds: list[Row] = [(0.7, 0, True), (1.0, few, False), (0.0, 0, False), (1.3, several, True), (0.3, 0, False)]
+    flat: list[Row] = [(1.0, few, True), (0.0, 0, False), (2.0, several, False), (1.0, 1, True)]
+    logits = _LOGITS[max(pattern - 1, 0)]
+    chosen = kinds[:1] if pattern == 0 else kinds if logits in (_smooth, _banned) else flat
+    return _sample(vocab, [chosen[(r + rows) % len(chosen)] for r in range(rows)], logits)
+
+
+MAKERS: dict[str, Maker] = {
+    "argmax": by_rows(ARGMAX, _build_argmax, len(_LOGITS)),
+    "sample": by_rows(SAMPLE, _build_sample, len(_LOGITS) + 1),
+}
 
 CASES = {
     "argmax": [
