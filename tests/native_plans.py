@@ -31,7 +31,8 @@ def _entry(number: int, *args: str, **launch: int) -> KernelEntry:
 
 def toy() -> Plan:
     """Every kind of argument, a null pointer, scratch, much shared memory, a grid that may be empty, and a decode step
-    ("decode-deep") whose launches depend on the lengths. Cache [2, slots, 8] bf16, logits [batch, 10]."""
+    ("decode-deep") whose launches depend on the lengths. Cache [2, slots, 8] bf16, logits [batch, 10], next tokens that
+    nothing writes."""
     kernels = (
         _entry(0, "*i32", "*bf16", "*bf16", "i32", warps=1),
         _entry(1, "*bf16", "*i32", "*bf16", "*i32", "i32", "i32", shared=70_000, scratch=384, scratch_align=128),
@@ -46,6 +47,7 @@ def toy() -> Plan:
         "x": Buffer("bf16", (ROWS, 8), "arena", 0),
         "y": Buffer("bf16", (ROWS, 8), "arena", 256),
         "logits": Buffer("fp32", (BATCH, 10), "output"),
+        "next_tokens": Buffer("i32", (BATCH,), "output"),
     }
     second = (Pointer("x"), Pointer("slots"), Pointer("cache", SLOTS * 16), None, ROWS, 7)
     launches = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dsv2_compile.plan.dtypes import ITEM_BYTES
-from dsv2_compile.plan.expr import Size, evaluate, symbols_of
+from dsv2_compile.plan.expr import Size, evaluate, symbol, symbols_of
 from dsv2_compile.plan.plan import (
     ALIGNMENT,
     PLACES,
@@ -20,6 +20,8 @@ from dsv2_compile.plan.plan import (
 
 PHASES = ("prefill", "extend", "decode")
 TYPES = frozenset({"i32", *(f"*{dtype}" for dtype in ITEM_BYTES)})
+OUTPUTS = {"logits": ("fp32", (symbol("batch"),), 2), "next_tokens": ("i32", (symbol("batch"),), 1)}
+"""Of every program: dtype, first dim, number of dims."""
 MAX_GRID = (2**31 - 1, 65535, 65535)
 """Blocks of a launch by axis, as CUDA limits them."""
 
@@ -51,6 +53,8 @@ def _program(plan: Plan, program: PlanProgram) -> Iterator[str]:
         yield "limits must name rows, batch and context, each at least 1"
         return
     sizes = [{**program.limits, "slots": plan.page}, {**dict.fromkeys(program.limits, 1), "slots": plan.page}]
+    if {n: (b.dtype, b.shape[:1], len(b.shape)) for n, b in program.buffers.items() if b.place == "output"} != OUTPUTS:
+        yield "the outputs are not logits fp32 [batch, vocabulary] and next_tokens i32 [batch]"
     found = [f"buffer {n}: {p}" for n, b in program.buffers.items() for p in _buffer(b, program, sizes)]
     yield from found
     if found:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.plan.expr import Size, evaluate
 
-SCHEMA = "dsv2/plan/1"
+SCHEMA = "dsv2/plan/2"
 FILE = "plan.json"
 SYMBOLS = frozenset({"rows", "batch", "context", "slots"})
 """New tokens of all sequences; sequences; visible positions of all sequences, new ones included; rows of the cache."""
@@ -82,7 +82,8 @@ class Buffer:
 
 @dataclass(frozen=True)
 class PlanProgram:
-    """``limits``: largest value of each symbol but ``slots``."""
+    """``limits``: largest value of each symbol but ``slots``. Outputs: logits fp32 [batch, vocabulary] and next_tokens
+    i32 [batch]."""
 
     phase: str
     limits: Mapping[str, int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -61,6 +63,11 @@ def cached_rows(value: ArrayLike, config: ModelConfig) -> NDArray[np.float32]:
             "Pass for every layer the rows of each sequence: the normalised latent, then the rotated key.",
         )
     return rows
+
+
+def one_each(draws: Sequence[object] | None, rows: int) -> None:
+    if draws is not None and len(draws) != rows:
+        raise UsageError(f"{len(draws)} draws for {rows} sequences.", "Pass one draw per sequence.")
 
 
 def vocabulary(ids: Ints, vocab_size: int) -> None:

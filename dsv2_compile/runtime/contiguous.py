@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from dsv2_compile.errors import NumericError
 from dsv2_compile.runtime.arguments import Ints
 from dsv2_compile.runtime.cache import Cache
+from dsv2_compile.runtime.sampling import Draw, sample
 
 if TYPE_CHECKING:
     from dsv2_compile.runtime.engine import Engine
@@ -57,6 +59,10 @@ class ContiguousStore:
                 logits[rows] = self._call(phase, new, here, take, int(slots[rows[0]]))
                 done[rows] += take
         return logits
+
+    def choose(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints, draws: Sequence[Draw]) -> Ints:
+        logits = self.append(phase, ids, counts, slots, past)
+        return np.array([sample(row, draw) for row, draw in zip(logits, draws, strict=True)])
 
     def _call(self, phase: str, ids: Ints, past: Ints, lengths: Ints, first: int) -> Floats:
         program = self._engine.program(phase)

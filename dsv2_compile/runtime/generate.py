@@ -12,8 +12,8 @@ import numpy as np
 
 from dsv2_compile.errors import UsageError
 from dsv2_compile.runtime import arguments
-from dsv2_compile.runtime.sampling import Sampling, sample
-from dsv2_compile.runtime.session import Logits
+from dsv2_compile.runtime.arguments import Ints
+from dsv2_compile.runtime.sampling import Draw, Sampling
 from dsv2_compile.runtime.text import Text, TextStream
 
 if TYPE_CHECKING:
@@ -127,22 +127,27 @@ def _steps(engine: Engine, sequences: list[_Sequence], max_new: int, sampling: S
         while waiting or live:
             if live:
                 order = sorted(live)
-                logits = session.decode([live[slot].last for slot in order], order)
-                yield from _advance(engine, live, order, logits, max_new, sampling)
+                tokens = session.step([live[slot].last for slot in order], _draws(live, order, sampling), order)
+                yield from _advance(engine, live, order, tokens, max_new)
             idle = [slot for slot in range(slots) if slot not in live][: len(waiting)]
             if idle:
                 live |= {slot: waiting.popleft() for slot in idle}
-                logits = session.prefill(*_padded([live[slot].ids for slot in idle]), idle)
-                yield from _advance(engine, live, idle, logits, max_new, sampling)
+                draws = _draws(live, idle, sampling)
+                tokens = session.start(*_padded([live[slot].ids for slot in idle]), draws, idle)
+                yield from _advance(engine, live, idle, tokens, max_new)
+
+
+def _draws(live: dict[int, _Sequence], order: list[int], sampling: Sampling) -> list[Draw]:
+    return [sampling.draw(live[slot].rng) for slot in order]
 
 
 def _advance(
-    engine: Engine, live: dict[int, _Sequence], order: list[int], logits: Logits, max_new: int, sampling: Sampling
+    engine: Engine, live: dict[int, _Sequence], order: list[int], tokens: Ints, max_new: int
 ) -> Iterator[Token]:
-    """Sample the next token of each slot in ``order``; finished sequences leave ``live``."""
-    for slot, row in zip(order, logits, strict=True):
+    """Give out the next token of each slot in ``order``; finished sequences leave ``live``."""
+    for slot, token in zip(order, tokens.tolist(), strict=True):
         s = live[slot]
-        s.last = sample(row, sampling, s.rng)
+        s.last = token
         s.made += 1
         full = s.made == max_new or len(s.ids) + s.made > engine.max_seq_len
         finish = "stop" if s.last in engine.config.eos_token_ids else "length" if full else None

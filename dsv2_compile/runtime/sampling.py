@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +40,34 @@ class Sampling:
         """The random numbers of prompt number ``prompt``, independent of the others in the batch."""
         return np.random.Generator(np.random.PCG64([self.seed, prompt]))
 
+    def draw(self, rng: np.random.Generator) -> Draw:
+        """The next token of a sequence; greedy takes no random number."""
+        return Draw(self, rng.random() if self.temperature else 0.0)
 
-def sample(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
-    """The next token of one sequence, logits [V]. Greedy takes the lowest id of equal maxima, drawing nothing."""
+
+@dataclass(frozen=True)
+class Draw:
+    """How the next token of one sequence is chosen; ``uniform`` in [0, 1) says which of those that could be."""
+
+    sampling: Sampling
+    uniform: float
+
+
+def columns(draws: Sequence[Draw]) -> dict[str, NDArray[Any]]:
+    """What the programs of a native plan take of ``draws``, by input, a value each."""
+    most = np.iinfo(np.int32).max
+    with np.errstate(over="ignore"):  # an infinite temperature makes all tokens alike, as one of 1e300 does
+        return {
+            "temperature": np.array([d.sampling.temperature for d in draws]).astype(np.float32),
+            "top_p": np.array([d.sampling.top_p for d in draws], np.float32),
+            "top_k": np.array([min(d.sampling.top_k, most) for d in draws], np.int32),
+            "uniform": np.array([d.uniform for d in draws], np.float32),
+        }
+
+
+def sample(logits: NDArray[np.float32], draw: Draw) -> int:
+    """The next token of one sequence, logits [V]. Greedy takes the lowest id of equal maxima."""
+    sampling = draw.sampling
     if sampling.temperature == 0:
         return int(logits.argmax())
     scores = logits.astype(np.float64)
@@ -54,5 +81,5 @@ def sample(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Gener
     if sampling.top_p < 1:
         # the smallest set that reaches top_p, never empty
         cumulative = cumulative[: int(np.searchsorted(cumulative, sampling.top_p)) + 1]
-    place = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, draw.uniform * cumulative[-1], side="right")
     return int(order[min(int(place), len(cumulative) - 1)])

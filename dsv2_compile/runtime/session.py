@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -13,6 +14,7 @@ from dsv2_compile.errors import UsageError
 from dsv2_compile.runtime import arguments
 from dsv2_compile.runtime.arguments import Ints
 from dsv2_compile.runtime.contiguous import ContiguousStore
+from dsv2_compile.runtime.sampling import Draw
 
 if TYPE_CHECKING:
     from dsv2_compile.runtime.engine import Engine
@@ -29,6 +31,11 @@ class Store(Protocol):
     def append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Logits:
         """Add ids[b, :counts[b]] to the sequence in slots[b], which holds past[b] positions -> logits [B, V] of the
         last token of each. Raises what a Session does; then the sequences are as they were."""
+
+    def choose(
+        self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints, draws: Sequence[Draw]
+    ) -> NDArray[np.integer]:
+        """As `append`; instead of its logits the next token of each sequence, [B], chosen by draws[b]."""
 
     def put(self, slot: int, rows: NDArray[np.float32]) -> None:
         """Begin the sequence in ``slot`` with cache rows [layers, T, C]."""
@@ -59,13 +66,12 @@ class Session:
         Logits are of each row's last valid token. What a slot held before is discarded.
         """
         with self._lock:
-            self._require_open()
-            ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
-            chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
-            past = np.zeros_like(counts)
-            self._require_room(past, counts)
-            self._release(chosen)
-            return self._append("prefill", ids, counts, chosen, past)
+            return self._append("prefill", *self._started(tokens, lengths, slots))
+
+    def start(self, tokens: ArrayLike, lengths: ArrayLike, draws: Sequence[Draw], slots: Slots = None) -> Ints:
+        """As `prefill` -> the next token of each sequence, int [B], chosen by draws[b]: without the logits."""
+        with self._lock:
+            return self._choose("prefill", *self._started(tokens, lengths, slots, draws), draws)
 
     def extend(self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> Logits:
         """Add tokens to sequences already there; arguments and result as for `prefill`."""
@@ -80,13 +86,12 @@ class Session:
     def decode(self, tokens: ArrayLike, slots: Slots = None) -> Logits:
         """Add one token to each sequence: tokens int [B] -> logits [B, V]."""
         with self._lock:
-            self._require_open()
-            ids = arguments.integers("tokens", tokens, 1)[:, None]
-            arguments.vocabulary(ids, self._config.vocab_size)
-            chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
-            past, ones = self._require_live(chosen), np.ones(len(ids), np.int64)
-            self._require_room(past, ones)
-            return self._append("decode", ids, ones, chosen, past)
+            return self._append("decode", *self._stepped(tokens, slots))
+
+    def step(self, tokens: ArrayLike, draws: Sequence[Draw], slots: Slots = None) -> Ints:
+        """As `decode` -> the next token of each sequence, int [B], chosen by draws[b]: without the logits."""
+        with self._lock:
+            return self._choose("decode", *self._stepped(tokens, slots, draws), draws)
 
     def restore(self, rows: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> None:
         """Start sequences from a cache computed elsewhere: rows float [layers, B, T, cache_dim], lengths int [B].
@@ -160,7 +165,38 @@ class Session:
         self._lengths[slots] = _FREE
         self._store.release(slots, bool((self._lengths == _FREE).all()))
 
+    def _started(
+        self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots, draws: Sequence[Draw] | None = None
+    ) -> tuple[Ints, Ints, Ints, Ints]:
+        """Checked ids, counts, slots and past of a prefill; what its slots held is gone."""
+        self._require_open()
+        ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
+        chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
+        past = np.zeros_like(counts)
+        arguments.one_each(draws, len(ids))
+        self._require_room(past, counts)
+        self._release(chosen)
+        return ids, counts, chosen, past
+
+    def _stepped(
+        self, tokens: ArrayLike, slots: Slots, draws: Sequence[Draw] | None = None
+    ) -> tuple[Ints, Ints, Ints, Ints]:
+        """Checked ids, counts, slots and past of a step of decode."""
+        self._require_open()
+        ids = arguments.integers("tokens", tokens, 1)[:, None]
+        arguments.vocabulary(ids, self._config.vocab_size)
+        chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
+        past, ones = self._require_live(chosen), np.ones(len(ids), np.int64)
+        arguments.one_each(draws, len(ids))
+        self._require_room(past, ones)
+        return ids, ones, chosen, past
+
     def _append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Logits:
         logits = self._store.append(phase, ids, counts, slots, past)
         self._lengths[slots] = past + counts
         return logits
+
+    def _choose(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints, draws: Sequence[Draw]) -> Ints:
+        tokens = self._store.choose(phase, ids, counts, slots, past, draws)
+        self._lengths[slots] = past + counts
+        return tokens.astype(np.int64)

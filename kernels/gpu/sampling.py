@@ -10,8 +10,11 @@ import torch
 from dsv2_compile.kernels.dialect import Cost
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import sampling as source
+from dsv2_compile.kernels.gpu.work_rows import sampling
 from dsv2_compile.targets import Target
 
+_PASSES = 37
+"""Over a row's logits with top_p and without top_k: the largest, two cuts of 16, what is around them, the token."""
 _SPACE = {"BLOCK": (2048, 4096, 8192, 16384), "num_warps": (4, 8, 16, 32), "num_stages": (1,)}
 
 
@@ -42,6 +45,9 @@ def _sample_reference(
 ) -> dict[str, Any]:
     tokens = []
     for r in range(sizes["rows"]):
+        if logits[r].isnan().any() or logits[r].max() == float("inf"):
+            tokens.append(-1)
+            continue
         ordered, order = logits[r].sort(descending=True, stable=True)
         if temperature[r] == 0:
             tokens.append(int(order[0]))
@@ -72,6 +78,7 @@ ARGMAX = register(
         default=_default,
         reference=_argmax_reference,
         cost=_cost,
+        work=sampling(passes=1, operations=4),
     )
 )
 """tokens [rows] = the lowest index of each row's largest value. logits [rows, VOCAB]; NaN is passed over.
@@ -98,6 +105,7 @@ SAMPLE = register(
         default=_default,
         reference=_sample_reference,
         cost=_cost,
+        work=sampling(passes=_PASSES, operations=16),
     )
 )
 """tokens [rows] drawn from logits [rows, VOCAB]; temperature (0: as `ARGMAX`), top_p (1: all), top_k (0: all) and
@@ -105,4 +113,4 @@ uniform, in [0, 1), by row. Tokens stand in falling order of their logits, equal
 top_k stay, of those the fewest whose share reaches top_p, and the token at which the share of what is left passes
 `uniform` is the result. That is `runtime.sampling.sample` with its random number given, except that exponentials and
 sums are fp32 there fp64: a number within about 1e-6 of an edge between two tokens may fall on the other side.
-The result is undefined with NaN, with +inf and with nothing but -inf in a row. dims: VOCAB, below 2**24."""
+The token is -1 for a row with NaN or +inf, and undefined for one of nothing but -inf. dims: VOCAB, below 2**24."""

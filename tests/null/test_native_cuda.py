@@ -24,10 +24,12 @@ from dsv2_compile.runtime.native.launches import bucket, parameters, replayable,
 from dsv2_compile.runtime.native.memory import cut, needs, weight_layout
 from dsv2_compile.runtime.native.pages import PagePool
 from dsv2_compile.runtime.native.store import PagedStore
+from dsv2_compile.runtime.sampling import Draw, Sampling, sample
 from tests import native_plans
 from tests.native_driver import InterpretingDriver, RecordingDriver
 
 SLOTS = 64
+GREEDY = Draw(Sampling(), 0.0)
 
 
 def opened(monkeypatch, plan, root, driver, **options):
@@ -162,7 +164,7 @@ def test_memory_is_counted_for_the_largest_of_every_program():
     found = needs(plan, weight_layout(plan, weights), SLOTS, scratch_bytes(plan, SLOTS))
     assert found.cache == 2 * SLOTS * 8 * 2 and found.arena == 512
     assert found.weights == 512 + 256
-    assert found.inputs == 5 * 256 and found.outputs == 512  # each input under 256 bytes; 7 rows of 10 logits
+    assert found.inputs == 5 * 256 and found.outputs == 512 + 256  # inputs under 256; 7 rows of 10 logits, and tokens
     assert found.scratch == 4 * 2 * 384  # 16 rows in blocks of 4, by 2
     assert found.total == sum(vars(found).values()) and "cache 0.00" in str(found)
 
@@ -509,6 +511,18 @@ def test_what_no_kernel_writes_is_nan_and_no_store_takes_it(toy, driver):
         store.append("prefill", np.ones((1, 3), np.int64), np.array([3]), np.array([0]), np.array([0]))
 
 
+def test_only_the_outputs_that_are_wanted_are_copied(toy, driver):
+    executor, plan = toy
+    asked = call(plan, "decode-6", [3] * 3, [1] * 3)
+    found = executor.run("decode-6", *asked, ("next_tokens",))
+    assert found["next_tokens"].tolist() == [-1] * 3 and list(found) == ["next_tokens"]
+    assert [c[2] for c in driver.calls if c[0] == "copy_out"] == [3 * 4]
+    assert list(executor.run("decode-6", *asked)) == ["logits", "next_tokens"]
+    store = PagedStore(plan, executor, PagePool(4, 16), 2)
+    with pytest.raises(NumericError):
+        store.choose("prefill", np.ones((1, 3), np.int64), np.array([3]), np.array([0]), np.array([0]), [GREEDY])
+
+
 def test_a_fault_on_the_way_is_told_and_can_be_closed(toy, driver):
     executor, plan = toy
     driver.fails["sync"] = "CUDA_ERROR_ILLEGAL_ADDRESS"
@@ -552,7 +566,8 @@ def test_time_and_profile_come_from_events_of_the_gpu(toy, driver):
 
 def test_the_host_computes_the_same_through_it(monkeypatch, tmp_path):
     """Prompts, more of two of them, and steps of three sequences that are padded to four, first launched and then
-    replayed: logits and cache rows equal those of the host's own executor, which pads nothing."""
+    replayed: logits and cache rows equal those of the host's own executor, which pads nothing. Tokens that are chosen
+    on the way are those of its logits."""
     plan, config = native_plans.tiny("bf16")
     driver = InterpretingDriver(plan)
     executor, weights = opened(monkeypatch, plan, tmp_path, driver, slots=6 * 64)
@@ -574,6 +589,12 @@ def test_the_host_computes_the_same_through_it(monkeypatch, tmp_path):
         ran.append(len(driver.ran))
     assert (driver.count("capture"), driver.count("replay")) == (1, 1)
     assert ran[3] - ran[2] == ran[2] - ran[1]
+    at, ones, draws = np.array([2, 0, 1]), np.ones(3, np.int64), [GREEDY, Draw(Sampling(3.0, 50, 0.95), 0.37), GREEDY]
+    logits = theirs.append("decode", ids[:, :1], ones, at, past[at])
+    tokens = ours.choose("decode", ids[:, :1], ones, at, past[at], draws)
+    assert tokens.tolist() == [sample(row, draw) for row, draw in zip(logits, draws, strict=True)]
+    assert driver.count("replay") == 2 and tokens[1] != logits[1].argmax()
+    past += 1
     for slot in range(3):
         stored = ours.rows(slot, int(past[slot]))
         assert np.isfinite(stored).all()

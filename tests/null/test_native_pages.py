@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv2_compile.errors import NumericError, ResourceError
+from dsv2_compile.errors import NumericError, ResourceError, UsageError
 from dsv2_compile.plan.pack import pack, pad
-from dsv2_compile.plan.plan import Plan, PlanProgram
+from dsv2_compile.plan.plan import Buffer, Plan, PlanProgram
 from dsv2_compile.runtime.native.pages import PagePool, PageTables
 from dsv2_compile.runtime.native.store import PagedStore
+from dsv2_compile.runtime.sampling import Draw, Sampling
 from dsv2_compile.runtime.session import Session
 
 PAGE = 4
 INPUTS = (
     "tokens", "positions", "slots", "sequence", "page_table", "query_start", "context_start", "context_slots",
-    "last_rows",
+    "last_rows", "temperature", "top_p", "top_k", "uniform",
 )  # fmt: skip
 
 
@@ -58,8 +59,9 @@ def test_several_slots_get_all_or_nothing():
 
 
 def program(phase: str, rows: int, batch: int, context: int) -> PlanProgram:
-    buffers = dict.fromkeys(INPUTS)
-    return PlanProgram(phase, {"rows": rows, "batch": batch, "context": context}, buffers, (), 0)  # type: ignore[arg-type]
+    floats = {"temperature", "top_p", "uniform"}
+    buffers = {n: Buffer("fp32" if n in floats else "i32", (), "input") for n in INPUTS}
+    return PlanProgram(phase, {"rows": rows, "batch": batch, "context": context}, buffers, (), 0)
 
 
 PLAN = Plan("h800", "sm_90", "bf16", PAGE, 12, (), {
@@ -69,12 +71,14 @@ PLAN = Plan("h800", "sm_90", "bf16", PAGE, 12, (), {
 
 
 class Echo:
-    """An executor whose logits are the sum of all tokens that the cache holds for a sequence; it has one layer."""
+    """An executor whose logits are the sum of all tokens that the cache holds for a sequence, and whose next token
+    is that and the thousands of its random number; it has one layer."""
 
     def __init__(self, slots: int) -> None:
-        self.cache, self.calls, self.spoil = np.full(slots, np.nan), [], False
+        self.cache, self.calls, self.spoil, self.asked = np.full(slots, np.nan), [], False, []
 
-    def run(self, name, symbols, inputs):
+    def run(self, name, symbols, inputs, outputs):
+        self.asked.append(outputs)
         self.calls.append((name, symbols["rows"], symbols["batch"], symbols["context"]))
         assert set(inputs) == set(INPUTS)
         self.cache[inputs["slots"]] = inputs["tokens"]
@@ -84,7 +88,12 @@ class Echo:
             assert inputs["positions"][inputs["last_rows"][b]] == at.stop - at.start - 1
             assert (inputs["sequence"][slice(*inputs["query_start"][b : b + 2])] == b).all()
             out.append(self.cache[inputs["context_slots"][at]].sum())
-        return {"logits": np.array(out, np.float32)[:, None] * (np.nan if self.spoil else 1)}
+        tokens = np.array(out, np.int32) + (1000 * inputs["uniform"]).astype(np.int32)
+        made = {
+            "logits": np.array(out, np.float32)[:, None] * (np.nan if self.spoil else 1),
+            "next_tokens": np.full_like(tokens, -1) if self.spoil else tokens,
+        }
+        return {name: made[name] for name in outputs}
 
     def write_rows(self, at, rows):
         self.cache[at] = rows[0, :, 0]
@@ -142,6 +151,34 @@ def test_a_failed_call_gives_its_pages_back_and_adds_nothing():
     assert pool.free == before
     echo.spoil = False
     assert s.append("decode", *ids([10]), np.array([1]), np.array([3]))[0, 0] == 16
+
+
+def test_next_tokens_come_by_each_sequences_own_draw_and_without_the_logits():
+    """Cut into calls, in another order than the slots'; rows of a call that failed are given back."""
+    s, echo, pool = store()
+    tokens, counts = ids(list(range(1, 12)), [100, 200], [7] * 6)
+    draws = [Draw(Sampling(1.0), number) for number in (0.001, 0.25, 0.5)]
+    got = s.choose("prefill", tokens, counts, np.array([2, 0, 1]), np.zeros(3, np.int64), draws)
+    assert got.tolist() == [66 + 1, 300 + 250, 42 + 500]
+    assert set(echo.asked) == {("next_tokens",)}
+    before, echo.spoil = pool.free, True
+    with pytest.raises(NumericError, match=r"slots \[1\]"):
+        s.choose("decode", *ids([4]), np.array([1]), np.array([6]), draws[:1])
+    assert pool.free == before
+
+
+def test_a_session_gives_tokens_for_draws():
+    s, _, _ = store()
+    config = SimpleNamespace(vocab_size=300, num_hidden_layers=1, cache_dim=1)
+    with Session(SimpleNamespace(config=config), 3, 40, s) as session:  # type: ignore[arg-type]
+        draws = [Draw(Sampling(1.0), number) for number in (0.25, 0.001)]
+        assert session.start([[1] * 9, [2] * 9], [9, 2], draws, [0, 2]).tolist() == [259, 5]
+        assert session.step([7, 8], draws[::-1], [2, 0]).tolist() == [12, 267]
+        assert (session.length(0), session.length(2)) == (10, 3)
+        for refused in (lambda: session.step([7, 8], draws[:1], [2, 0]), lambda: session.start([[1]], [1], draws, [2])):
+            with pytest.raises(UsageError, match="draws for"):
+                refused()
+        assert (session.length(0), session.length(2)) == (10, 3)
 
 
 def test_a_session_that_is_closed_gives_its_pages_back():

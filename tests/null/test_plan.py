@@ -86,6 +86,7 @@ def plan() -> Plan:
         "y": Buffer("bf16", (ROWS, 8), "arena", 256),
         "cache": Buffer("bf16", (2, SLOTS, 4), "cache"),
         "logits": Buffer("fp32", (BATCH, 16), "output"),
+        "next_tokens": Buffer("i32", (BATCH,), "output"),
     }
     one = (cdiv(ROWS, 2), 1, 1)
     launches = (
@@ -133,6 +134,9 @@ BROKEN = {
     "beyond the arena": (buffer("y", offset=512), "beyond the arena"),
     "unknown place": (buffer("w", place="disk"), "unknown place"),
     "unknown dtype": (buffer("w", dtype="fp8"), "unknown place"),
+    "tokens of another type": (buffer("next_tokens", dtype="fp32"), "outputs are not"),
+    "tokens by row": (buffer("next_tokens", shape=(ROWS,)), "outputs are not"),
+    "no tokens": (buffer("next_tokens", place="input"), "outputs are not"),
     "negative size": (buffer("w", shape=(BATCH - 2, 8)), "negative"),
     "unknown symbol": (buffer("w", shape=(symbol("heads"), 8)), "unknown symbol"),
     "no such kernel": (launch(0, kernel=2), "no kernel 2"),

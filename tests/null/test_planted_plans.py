@@ -19,6 +19,7 @@ from dsv2_compile.backends.cuda.host import HostExecutor
 from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.backends.cuda.values import PAGE
 from dsv2_compile.checkpoint.presets import PRESETS
+from dsv2_compile.errors import Dsv2Error
 from dsv2_compile.kernels.gpu.interpret import AccessError
 from dsv2_compile.plan.expr import symbol
 from dsv2_compile.plan.plan import Pointer
@@ -140,6 +141,14 @@ STRAY = {
 """Faults that reach outside a launch's own buffers, and how that launch is called."""
 
 
+TOKENS = {
+    "one token of the vocabulary left out": of("sample", 0, dims(VOCAB=lambda v: v - 1)),
+    "temperature and top_p swapped": of("sample", 0, swapped(1, 2)),
+    "random numbers for temperatures": of("sample", 0, argument(1, named("uniform"))),
+}
+"""Faults of the choice of the next tokens."""
+
+
 @pytest.fixture(scope="module")
 def model():
     programs = {p: host_plans.program(CONFIG, p, POSITIONS) for p in host_plans.PROGRAMS}
@@ -170,6 +179,12 @@ def test_a_fault_is_caught_and_its_layer_named(model, fault):
     assert not found.passed
     assert fault.layer in {f.layer for f in found.findings}, found.problems
     assert fault.culprit in {s for f in found.findings if f.layer == fault.layer for s in f.suspects}, found.problems
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_token_that_is_not_of_its_logits_is_caught(model, name):
+    with pytest.raises(Dsv2Error, match="The plan's next token of"):
+        report(model, TOKENS[name])
 
 
 @pytest.mark.parametrize("name", STRAY)

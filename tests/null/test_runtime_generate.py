@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from dsv2_compile.errors import ModelError, UsageError
 from dsv2_compile.runtime import Engine, Sampling
-from dsv2_compile.runtime.sampling import sample
+from dsv2_compile.runtime.sampling import Draw, sample
 from dsv2_compile.runtime.text import Text, TextStream
 from tests import toy_engine
 from tests.toy_engine import CONFIG, EOS, MAX_BATCH, MAX_SEQ, NAN
@@ -39,11 +39,11 @@ def greedy(ids: list[int], steps: int) -> list[int]:
 def draws(logits: list[float], sampling: Sampling, n: int = 4000) -> np.ndarray:
     rng = sampling.stream(0)
     values = np.array(logits, np.float32)
-    return np.bincount([sample(values, sampling, rng) for _ in range(n)], minlength=len(logits)) / n
+    return np.bincount([sample(values, sampling.draw(rng)) for _ in range(n)], minlength=len(logits)) / n
 
 
 def test_greedy_takes_the_first_of_equal_maxima():
-    assert sample(np.array([1, 3, 3, 0], np.float32), Sampling(), Sampling().stream(0)) == 1
+    assert sample(np.array([1, 3, 3, 0], np.float32), Draw(Sampling(), 0.5)) == 1
 
 
 def test_temperature_samples_the_softmax():
@@ -68,8 +68,8 @@ def test_top_k_and_top_p_cut_the_tail():
 def test_extreme_logits_and_temperatures_stay_finite():
     values = np.array([3e38, -3e38, 3e38, -np.inf], np.float32)
     with np.errstate(all="raise", under="ignore"):
-        assert sample(values, Sampling(1e-300), Sampling().stream(0)) in (0, 2)
-        assert sample(values, Sampling(1e300), Sampling().stream(0)) in (0, 1, 2)
+        assert sample(values, Draw(Sampling(1e-300), 0.5)) in (0, 2)
+        assert sample(values, Draw(Sampling(1e300), 0.5)) in (0, 1, 2)
 
 
 @pytest.mark.parametrize(

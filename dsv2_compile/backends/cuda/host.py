@@ -6,7 +6,7 @@ filled with NaN, so what nothing has written is seen; a claimed alignment is che
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -68,8 +68,10 @@ class HostExecutor:
     def close(self) -> None:
         self._fixed = {}
 
-    def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays) -> Arrays:
-        """Execute program ``name`` -> its outputs. ``inputs``: int32 by name.
+    def run(
+        self, name: str, symbols: Mapping[str, int], inputs: Arrays, outputs: Sequence[str] | None = None
+    ) -> Arrays:
+        """Execute program ``name`` -> ``outputs``, None for all. ``inputs`` by name.
 
         Raises AccessError for a launch that touches what is not its own.
         """
@@ -83,8 +85,8 @@ class HostExecutor:
                     memory[buffer][:] = 0xFF
             begun |= used
             self._launch(program, launch, memory, sizes)
-        outputs = {n: b for n, b in program.buffers.items() if b.place == "output"}
-        return {n: self._array(memory[n], b, sizes) for n, b in outputs.items()}
+        wanted = [n for n, b in program.buffers.items() if b.place == "output"] if outputs is None else outputs
+        return {n: self._array(memory[n], program.buffers[n], sizes) for n in wanted}
 
     def _place(self, name: str, buffer: Buffer, sizes: Mapping[str, int], inputs: Arrays) -> Bytes:
         nbytes = buffer.nbytes(sizes)

@@ -53,6 +53,7 @@ def lower(
             low.values[node] = _call(low, node)
         else:
             _check_outputs(low, dict(zip(program.outputs, node.args[0], strict=True)))
+    rules_dense.next_tokens(low)
     low.draft.finish()
     return low.draft
 

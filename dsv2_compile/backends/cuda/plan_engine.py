@@ -1,9 +1,11 @@
-"""A native plan, whatever executes it, as an engine that the numeric check can drive."""
+"""A native plan, whatever executes it, as an engine that the numeric check can drive. That the next tokens are those
+of the logits is checked here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +13,16 @@ from numpy.typing import NDArray
 
 from dsv2_compile.backends.cuda.host import Arrays
 from dsv2_compile.config import ModelConfig
+from dsv2_compile.errors import Dsv2Error
 from dsv2_compile.plan.pack import cache_rows, pack
 from dsv2_compile.plan.plan import Plan
+from dsv2_compile.runtime.sampling import Draw, Sampling, columns, sample
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+DRAWN = (Sampling(temperature=0.8, top_k=20, top_p=0.9), Sampling(temperature=3.0))
+EDGE = 1e-5
+"""Random numbers and top_p this near to where the token changes may give either: a GPU sums in fp32."""
 
 
 class Executor(Protocol):
@@ -36,6 +43,14 @@ class PlanEngine:
     def __init__(self, plan: Plan, config: ModelConfig, executor: Executor, max_seq_len: int) -> None:
         self.plan, self.config, self.executor, self.max_seq_len = plan, config, executor, max_seq_len
         self.rng = np.random.default_rng(0)
+        self._drawn: set[str] = set()
+
+    def draws(self, name: str, count: int) -> list[Draw]:
+        """The most likely token of ``count`` sequences; the first time that ``name`` runs, some by `DRAWN` instead:
+        the interpreter takes long for that."""
+        drawn = () if name in self._drawn else DRAWN[:count]
+        self._drawn.add(name)
+        return [rule.draw(self.rng) for rule in (*drawn, *[Sampling()] * (count - len(drawn)))]
 
     def program(self, phase: str) -> PlanCall:
         return PlanCall(self, phase)
@@ -63,8 +78,12 @@ class PlanCall:
             at = self._rows(tables[b], 0, count)
             e.executor.write_rows(at, np.stack([values[b, :count] for values in caches]))
         ids = [t[:n] for t, n in zip(tokens, lengths.tolist(), strict=True)]
-        symbols, inputs = pack(plan.programs[name], plan.page, ids, past.tolist(), tables)
-        logits = e.executor.run(name, symbols, inputs)["logits"]
+        draws = e.draws(name, len(lengths))
+        symbols, inputs = pack(plan.programs[name], plan.page, ids, past.tolist(), tables, columns(draws))
+        outputs = e.executor.run(name, symbols, inputs)
+        logits: Floats = outputs["logits"]
+        for b, (row, token, draw) in enumerate(zip(logits, outputs["next_tokens"].tolist(), draws, strict=True)):
+            _require_token(f"{name}, sequence {b}", row, token, draw)
         rows = np.full((c.num_hidden_layers, *tokens.shape, c.cache_dim), np.nan, np.float32)
         for b, (start, count) in enumerate(zip(past.tolist(), lengths.tolist(), strict=True)):
             rows[:, b, :count] = e.executor.read_rows(self._rows(tables[b], start, start + count))
@@ -82,3 +101,22 @@ class PlanCall:
 
     def _rows(self, table: NDArray[np.int32], start: int, stop: int) -> NDArray[np.int64]:
         return cache_rows(table, np.arange(start, stop), self.engine.plan.page)
+
+
+def _require_token(where: str, logits: Floats, token: int, draw: Draw) -> None:
+    """Dsv2Error unless ``token`` is what ``draw`` gives of ``logits`` [V], or -1 where they are no numbers."""
+    if not np.isfinite(logits).all():
+        expected = {-1}
+    elif not draw.sampling.temperature:
+        expected = {int(logits.argmax())}
+    else:
+        moved = list(product((0.0, -EDGE, EDGE), repeat=2))
+        top_p = draw.sampling.top_p
+        expected = {
+            sample(logits, Draw(replace(draw.sampling, top_p=min(top_p + a, 1.0)), draw.uniform + b)) for a, b in moved
+        }
+    if token not in expected:
+        raise Dsv2Error(
+            f"The plan's next token of {where} is {token}, its logits give {min(expected)}.",
+            "Report this as a bug of the compiler.",
+        )

@@ -1,4 +1,4 @@
-"""Embedding, norms, linear layers, and the nodes that only say where things are."""
+"""Embedding, norms, linear layers, the choice of the next tokens, and the nodes that only say where things are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dsv2_compile.backends.cuda.values import (
     args_of,
     unsupported,
 )
-from dsv2_compile.plan.expr import Size
+from dsv2_compile.plan.expr import Size, evaluate
 from dsv2_compile.plan.plan import Pointer
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2
@@ -103,8 +103,16 @@ def linear(low: Lowering, x: View | Pointer, w: View, out: View, rows: Size, **g
     if partial is not None:
         sums = kernel(f"linear{ending}").then(hinted, config)
         assert sums is not None
-        name, dims = sums
-        low.draft.launch(kernel(name), dims, {"rows": rows}, f"sum of {parts} parts", partial=partial, out=out)
+        name, of_sums = sums
+        low.draft.launch(kernel(name), of_sums, {"rows": rows}, f"sum of {parts} parts", partial=partial, out=out)
+
+
+def next_tokens(low: Lowering) -> None:
+    """The last launch of a program: from its logits to the output next_tokens [batch], -1 where they are not finite."""
+    logits, how = low.draft.buffers["logits"], ("temperature", "top_p", "top_k", "uniform")
+    out = Pointer(low.draft.buffer("next_tokens", "output", "i32", BATCH))
+    args = {"logits": Pointer("logits"), **{name: low.input(name) for name in how}, "tokens": out}
+    low.draft.launch(kernel("sample"), {"VOCAB": evaluate(logits.shape[1], {})}, {"rows": BATCH}, "next tokens", **args)
 
 
 def _swiglu_into(low: Lowering, x: View, w: View, out: View) -> None:

@@ -106,7 +106,8 @@ class Lowering:
         return evaluate(rows, self.draft.limits)
 
     def input(self, name: str) -> Pointer:
-        return Pointer(self.draft.buffer(name, "input", "i32", *_INPUTS[name](self)))
+        dtype, shape = _INPUTS[name]
+        return Pointer(self.draft.buffer(name, "input", dtype, *shape(self)))
 
     def layer_cache(self, layer: int) -> Pointer:
         """[slots, cache_dim] of ``layer``."""
@@ -115,21 +116,25 @@ class Lowering:
         return Pointer(name, SLOTS * (layer * c.cache_dim * ITEM_BYTES[self.draft.dtype]))
 
 
-_INPUTS: dict[str, Callable[[Lowering], tuple[Size, ...]]] = {
-    "tokens": lambda low: (ROWS,),
-    "positions": lambda low: (ROWS,),
-    "slots": lambda low: (ROWS,),
-    "sequence": lambda low: (ROWS,),
-    "page_table": lambda low: (BATCH, low.pages),
-    "query_start": lambda low: (BATCH + 1,),
-    "context_start": lambda low: (BATCH + 1,),
-    "context_slots": lambda low: (CONTEXT,),
-    "last_rows": lambda low: (BATCH,),
+_INPUTS: dict[str, tuple[str, Callable[[Lowering], tuple[Size, ...]]]] = {
+    "tokens": ("i32", lambda low: (ROWS,)),
+    "positions": ("i32", lambda low: (ROWS,)),
+    "slots": ("i32", lambda low: (ROWS,)),
+    "sequence": ("i32", lambda low: (ROWS,)),
+    "page_table": ("i32", lambda low: (BATCH, low.pages)),
+    "query_start": ("i32", lambda low: (BATCH + 1,)),
+    "context_start": ("i32", lambda low: (BATCH + 1,)),
+    "context_slots": ("i32", lambda low: (CONTEXT,)),
+    "last_rows": ("i32", lambda low: (BATCH,)),
+    "temperature": ("fp32", lambda low: (BATCH,)),
+    "top_p": ("fp32", lambda low: (BATCH,)),
+    "top_k": ("i32", lambda low: (BATCH,)),
+    "uniform": ("fp32", lambda low: (BATCH,)),
 }
-"""int32 inputs of a call. positions: of each new row, -1 for a row that is padding; slots: cache row that it is
+"""Inputs of a call. positions: of each new row, -1 for a row that is padding; slots: cache row that it is
 written to, -1 for none; sequence: row of the page table; query_start, context_start: prefix sums of new rows and
 of visible positions per sequence; context_slots: cache rows of the visible positions; last_rows: the last new row
-of each sequence."""
+of each sequence; temperature, top_p, top_k, uniform: how the next token of each sequence is chosen, see `sample`."""
 
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -75,15 +75,18 @@ class CudaExecutor:
         """Where in the GPU's memory the block for each purpose of `needs` begins."""
         return self._blocks
 
-    def run(self, name: str, symbols: Mapping[str, int], inputs: Arrays) -> Arrays:
-        """Execute program ``name`` -> its outputs. ``inputs``: int32 by name. What it adds goes to the cache."""
+    def run(
+        self, name: str, symbols: Mapping[str, int], inputs: Arrays, outputs: Sequence[str] | None = None
+    ) -> Arrays:
+        """Execute program ``name`` -> ``outputs``, None for all; others stay on the GPU. ``inputs`` by name. What it
+        adds goes to the cache."""
         with self._using(f"run {name}"):
             call = self._call(name, symbols, inputs)
             self._upload(call)
             if total := call.area("output")[1]:
                 self._driver.fill(self._blocks["outputs"], 0xFF, total)  # NaN: what nothing writes is seen
             self._execute(call)
-            return self._download(call)
+            return self._download(call, outputs)
 
     def write_rows(self, at: NDArray[np.int64], values: rows.Floats) -> None:
         """Cache rows [layers, n, C] into rows ``at`` [n] of every layer's cache."""
@@ -207,11 +210,12 @@ class CudaExecutor:
             self._launch([launch])
             self._driver.record(event)
 
-    def _download(self, call: Call) -> Arrays:
+    def _download(self, call: Call, outputs: Sequence[str] | None) -> Arrays:
         """Of each output as many of its first rows as were asked for. The inputs' host memory is free by then: all
         is done in the order of the stream."""
-        found = {}
-        for name, offset in call.area("output")[0].items():
+        found, offsets = {}, call.area("output")[0]
+        for name in offsets if outputs is None else outputs:
+            offset = offsets[name]
             buffer = call.program.buffers[name]
             host = self._host[offset : offset + buffer.nbytes(call.asked)]
             self._driver.copy_out(host, self._blocks["outputs"] + offset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,16 +12,24 @@ from dsv2_compile.errors import NumericError
 from dsv2_compile.plan.pack import pack
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.runtime.native.pages import PagePool, PageTables
+from dsv2_compile.runtime.sampling import Draw, columns
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_SOUND: dict[str, Callable[[NDArray[Any]], bool]] = {
+    "logits": lambda values: bool(np.isfinite(values).all()),
+    "next_tokens": lambda values: bool((values >= 0).all()),
+}
+"""By output of a program: whether its rows are no sign of NaN or infinity."""
 
 
 class Executor(Protocol):
     """Runs the programs of a plan over one cache."""
 
-    def run(self, name: str, symbols: Mapping[str, int], inputs: Mapping[str, Any]) -> Mapping[str, NDArray[Any]]:
-        """Outputs by name; ``inputs`` int32 arrays by name."""
+    def run(
+        self, name: str, symbols: Mapping[str, int], inputs: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> Mapping[str, NDArray[Any]]:
+        """``outputs`` by name, None for all; ``inputs`` arrays by name."""
 
     def close(self) -> None:
         """Give the memory back."""
@@ -43,23 +51,42 @@ class PagedStore:
     def append(self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints) -> Floats:
         """Add ids[b, :counts[b]] to the sequence in slots[b], which holds past[b] positions -> logits [B, V] of the
         last token of each. ResourceError if there are no pages left; a call that fails adds nothing."""
+        return self._append("logits", phase, ids, counts, slots, past, {})
+
+    def choose(
+        self, phase: str, ids: Ints, counts: Ints, slots: Ints, past: Ints, draws: Sequence[Draw]
+    ) -> NDArray[np.int32]:
+        """As `append`; the next tokens, [B], chosen on the GPU. Its logits stay there."""
+        return self._append("next_tokens", phase, ids, counts, slots, past, columns(draws))
+
+    def _append(
+        self,
+        output: str,
+        phase: str,
+        ids: Ints,
+        counts: Ints,
+        slots: Ints,
+        past: Ints,
+        choice: Mapping[str, NDArray[Any]],
+    ) -> NDArray[Any]:
         chosen = slots.tolist()
         self._pages.reserve(chosen, (past + counts).tolist())
         try:
-            logits: Floats | None = None
+            made: NDArray[Any] | None = None
             for rows, start, stop in self._calls(phase, counts, past):
                 tokens = [ids[b, i:j] for b, i, j in zip(rows, start, stop, strict=True)]
                 cached = [int(past[b]) + i for b, i in zip(rows, start, strict=True)]
-                found = self._run(phase, tokens, cached, self._pages.tables[slots[rows]])
-                logits = np.empty((len(ids), found.shape[1]), np.float32) if logits is None else logits
-                logits[rows] = found
-            assert logits is not None
-            if not np.isfinite(logits).all():
+                by_row = {name: values[rows] for name, values in choice.items()}
+                found = self._run(output, phase, tokens, cached, self._pages.tables[slots[rows]], by_row)
+                made = np.empty((len(ids), *found.shape[1:]), found.dtype) if made is None else made
+                made[rows] = found
+            assert made is not None
+            if not _SOUND[output](made):
                 raise NumericError(
                     f"{phase} gave NaN or infinity for slots {chosen}.",
                     "Check the engine with dsv2-compile verify; the weights may overflow its dtype.",
                 )
-            return logits
+            return made
         except BaseException:
             self._pages.release(chosen, past.tolist())
             raise
@@ -98,10 +125,17 @@ class PagedStore:
     def _largest(self, phase: str) -> Mapping[str, int]:
         return [p.limits for p in self._plan.programs.values() if p.phase == phase][-1]
 
-    def _run(self, phase: str, tokens: list[Ints], past: list[int], tables: NDArray[np.int32]) -> Floats:
+    def _run(
+        self,
+        output: str,
+        phase: str,
+        tokens: list[Ints],
+        past: list[int],
+        tables: NDArray[np.int32],
+        choice: Mapping[str, NDArray[Any]],
+    ) -> NDArray[Any]:
         rows = sum(map(len, tokens))
         name = self._plan.program_for(phase, rows, len(tokens), sum(past) + rows)
         assert name is not None
-        symbols, inputs = pack(self._plan.programs[name], self._plan.page, tokens, past, tables)
-        logits: Floats = self._executor.run(name, symbols, inputs)["logits"]
-        return logits
+        symbols, inputs = pack(self._plan.programs[name], self._plan.page, tokens, past, tables, choice)
+        return self._executor.run(name, symbols, inputs, (output,))[output]

@@ -13,23 +13,25 @@ def _ordered(logits):
 
 @triton.jit
 def _highest(logits, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    # largest logit and its lowest index
+    # largest logit and its lowest index; how many are NaN
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     where = lane
+    odd = tl.zeros([BLOCK], tl.int32)
     for at in range(0, VOCAB, BLOCK):
         value = tl.load(logits + at + lane, mask=at + lane < VOCAB, other=float("-inf"))
         better = value > best
         best = tl.where(better, value, best)
         where = tl.where(better, at + lane, where)
+        odd += (value != value).to(tl.int32)
     top = tl.max(best, 0)
-    return top, tl.min(tl.where(best == top, where, VOCAB), 0)
+    return top, tl.min(tl.where(best == top, where, VOCAB), 0), tl.sum(odd, 0)
 
 
 @triton.jit
 def argmax(logits, tokens, rows, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
-    _, index = _highest(logits + row.to(tl.int64) * VOCAB, VOCAB, BLOCK)
+    _, index, _ = _highest(logits + row.to(tl.int64) * VOCAB, VOCAB, BLOCK)
     tl.store(tokens + row, index)
 
 
@@ -116,8 +118,10 @@ def sample(
     row = tl.program_id(0)
     logits += row.to(tl.int64) * VOCAB
     heat = tl.load(temperature + row)
-    top, token = _highest(logits, VOCAB, BLOCK)
-    if heat > 0:
+    top, token, odd = _highest(logits, VOCAB, BLOCK)
+    if (odd > 0) | (top == float("inf")):
+        token = -1
+    elif heat > 0:
         # the bound keeps 0 * rate a number
         rate = 1.4426950408889634 / tl.maximum(heat, 1e-30)
         k = tl.load(top_k + row)
