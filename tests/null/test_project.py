@@ -107,7 +107,11 @@ def test_a_wheel_holds_every_module_and_schema_as_a_real_file(wheel):
     for folder, _, names in os.walk(PACKAGE, followlinks=True):
         here = Path(folder).relative_to(ROOT)
         if "__pycache__" not in here.parts:
-            wanted |= {(here / n).as_posix() for n in names if n.endswith((".py", ".json", ".jsonl", "py.typed"))}
+            wanted |= {
+                (here / n).as_posix()
+                for n in names
+                if n.endswith((".py", ".json", ".jsonl", ".css", ".js", "py.typed"))
+            }
     assert wanted <= held, wanted - held
     assert {f"dsv2_compile/{n}/__init__.py" for n in LINKED} <= held
 
