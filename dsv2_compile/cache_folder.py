@@ -29,11 +29,11 @@ def temporary_folder(name: str) -> Path:
 
 
 def known_folders(name: str) -> list[Path]:
-    """Where `writable_folder` has put ``name``, now or before. Raises IntegrityError if others may write there."""
-    folders = list(dict.fromkeys((cache_folder(name), temporary_folder(name))))
-    for folder in folders:
-        check_own(*_chain(folder, name))
-    return folders
+    """Where `writable_folder` has put ``name``, now or before. Raises IntegrityError if others may write the first;
+    a temporary one that they have made is left alone."""
+    first, second = cache_folder(name), temporary_folder(name)
+    check_own(*_chain(first, name))
+    return [first] if second == first or any(map(_others, _chain(second, name))) else [first, second]
 
 
 def writable_folder(name: str) -> Path:
@@ -53,18 +53,22 @@ def check_own(*paths: Path) -> None:
     """Raises IntegrityError for one that belongs to another user than this one and root, or that all may write and
     rename what is in it. One that is not there is right."""
     for path in paths:
-        try:
-            found = path.stat()
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue
-        others = "all users may write it" if found.st_mode & S_IWOTH and not found.st_mode & S_ISVTX else ""
-        if found.st_uid not in (0, os.geteuid()):
-            others = f"it belongs to user {found.st_uid}, not to user {os.geteuid()}"
-        if others:
+        if others := _others(path):
             raise IntegrityError(
                 f"{path} cannot be trusted: {others}",
                 f"chown or chmod it if what is there is yours, or set {VARIABLE} to a folder that only you may write.",
             )
+
+
+def _others(path: Path) -> str:
+    """Who else may write ``path``, or nothing."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+    if found.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {found.st_uid}, not to user {os.geteuid()}"
+    return "all users may write it" if found.st_mode & S_IWOTH and not found.st_mode & S_ISVTX else ""
 
 
 def _chain(folder: Path, name: str) -> list[Path]:

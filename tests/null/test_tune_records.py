@@ -695,6 +695,16 @@ def test_the_folder_instead_is_refused_too_if_others_made_it(cache, monkeypatch)
         writable_folder("tuning")
 
 
+def test_a_folder_that_others_made_in_the_temporary_one_stops_nobody(cache):
+    planted = cache.parent / "tmp" / f"dsv2-compile-{os.getuid()}"
+    save(planted / "tuning" / "h800.jsonl", [record(created=1 << 33)])
+    planted.chmod(0o777)
+    save(own_file(H800), [record()])
+    assert list(load(files_for(H800)).records.values()) == [record()]
+    planted.chmod(0o755)
+    assert load(files_for(H800)).find(linear(), H800).created == 1 << 33
+
+
 def test_a_shared_temporary_folder_will_do(cache):
     cache.mkdir()
     cache.chmod(0o1777)
