@@ -107,10 +107,6 @@ def why_stale(record: Record, compilers: Toolchain) -> tuple[str, ...]:
     return changed if means_the_same(record) else (*changed, "launch")
 
 
-def at(call: Call, key: Key) -> Call:
-    return replace(call, sizes=tuple(sorted({**dict(call.sizes), **dict(key.sizes)}.items())))
-
-
 def _any_size(key: Key) -> Key:
     return replace(key, sizes=())
 

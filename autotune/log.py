@@ -12,7 +12,7 @@ from dsv2_compile.autotune.record import Key, key_json
 from dsv2_compile.autotune.schema import key_of_json
 from dsv2_compile.autotune.tasks import Task
 from dsv2_compile.autotune.trial import STATUSES, Trial
-from dsv2_compile.cache_folder import cache_folder
+from dsv2_compile.cache_folder import writable_folder
 from dsv2_compile.targets import Target
 
 SCHEMA = "dsv2/trial/1"
@@ -20,7 +20,7 @@ FOLDER = "tuning/trials"
 
 
 def own_log(target: Target) -> Path:
-    return cache_folder(FOLDER) / f"{target.name}.jsonl"
+    return writable_folder(FOLDER) / f"{target.name}.jsonl"
 
 
 class TrialLog:

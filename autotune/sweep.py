@@ -170,7 +170,7 @@ class Sweep:
             microseconds=won.trial.microseconds,
             default_microseconds=reference.microseconds,
             bound=state.bound,
-            launch=launch_digest(base.at(state.task.call, state.task.key), dict(won.trial.config)),
+            launch=launch_digest(state.task.key, dict(won.trial.config)),
             model=VERSION,
             device=self._judge.device,
             checks=won.checks,
