@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dsv2_compile.errors import UsageError
 
@@ -37,13 +38,15 @@ _KIB, _MIB = 1 << 10, 1 << 20
 class Architecture:
     """Limits of one compute capability. Shared memory in bytes: ``shared_per_block`` with the opt-in above 48 KiB,
     ``shared_reserved`` is what the system takes of every block. Registers are of 32 bits and given to a warp in
-    lots of ``register_unit``. ``tensor_memory``: columns per SM. ``dtypes``: those with arithmetic of their own.
+    lots of ``register_unit``. ``matrix``: the family of the strongest matrix instructions; ``tensor_memory``: columns
+    per SM. ``dtypes``: those with arithmetic of their own.
 
     Rates, for estimates: ``l2_latency``, ``dram_latency`` in clocks; ``l2_per_clock``: bytes that L2 gives an SM in a
     clock when all ask; ``warp_matrix``: dense FLOP per clock and SM of matrix instructions of one warp on bf16;
     ``fma_lanes``: fp32 units of one of an SM's four schedulers."""
 
     capability: str
+    matrix: Literal["mma", "wgmma", "tcgen05"]
     shared_per_block: int
     shared_per_sm: int
     threads_per_sm: int
@@ -62,6 +65,21 @@ class Architecture:
     shared_reserved: int = 1 * _KIB
     shared_unit: int = 128
 
+    @property
+    def number(self) -> int:
+        """90 of sm_90."""
+        return int(self.capability.removeprefix("sm_"))
+
+    @property
+    def shared_operands(self) -> bool:
+        """Whether matrix instructions take tiles where they are in shared memory, not through registers."""
+        return self.matrix != "mma"
+
+    @property
+    def large_shared(self) -> bool:
+        """Whether a block may have the shared memory of a data-centre GPU, 160 KiB at least."""
+        return self.shared_per_block >= 160 * _KIB
+
 
 _AMPERE = ("fp32", "tf32", "bf16", "fp16", "int8")
 _ADA = (*_AMPERE, "fp8")
@@ -69,11 +87,13 @@ _ADA = (*_AMPERE, "fp8")
 ARCHITECTURES = {
     a.capability: a
     for a in (
-        Architecture("sm_80", 163 * _KIB, 164 * _KIB, 2048, 32, _AMPERE, 262, 466, 38, 2048, fma_lanes=16),
-        Architecture("sm_89", 99 * _KIB, 100 * _KIB, 1536, 24, _ADA, 273, 542, 16, 1024),
-        Architecture("sm_90", 227 * _KIB, 228 * _KIB, 2048, 32, _ADA, 263, 659, 48, 2576),
-        Architecture("sm_100", 227 * _KIB, 228 * _KIB, 2048, 32, _ADA, 310, 750, 48, 2576, tensor_memory=512),
-        Architecture("sm_120", 99 * _KIB, 100 * _KIB, 1536, 24, _ADA, 358, 877, 16, 1024),
+        Architecture("sm_80", "mma", 163 * _KIB, 164 * _KIB, 2048, 32, _AMPERE, 262, 466, 38, 2048, fma_lanes=16),
+        Architecture("sm_89", "mma", 99 * _KIB, 100 * _KIB, 1536, 24, _ADA, 273, 542, 16, 1024),
+        Architecture("sm_90", "wgmma", 227 * _KIB, 228 * _KIB, 2048, 32, _ADA, 263, 659, 48, 2576),
+        Architecture(
+            "sm_100", "tcgen05", 227 * _KIB, 228 * _KIB, 2048, 32, _ADA, 310, 750, 48, 2576, tensor_memory=512
+        ),
+        Architecture("sm_120", "mma", 99 * _KIB, 100 * _KIB, 1536, 24, _ADA, 358, 877, 16, 1024),
     )
 }
 

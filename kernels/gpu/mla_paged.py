@@ -21,28 +21,29 @@ from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, W
 from dsv2_compile.kernels.gpu.source import mla_paged as source
 from dsv2_compile.kernels.ops.attention import mla_absorbed
 from dsv2_compile.plan.expr import cdiv
-from dsv2_compile.targets import Target
+from dsv2_compile.targets import Architecture, Target
 
 _MODEL = ("HEADS", "LATENT", "ROPE", "PAGE", "MAX_PAGES", "SCALE")
 
 _NARROW: Config = {"BLOCK_H": 16, "BLOCK_N": 32, "CHUNKS": 1, "SWAP": 0, "num_warps": 4, "num_stages": 3}
 _MIDDLE: Config = {"BLOCK_H": 32, "BLOCK_N": 32, "CHUNKS": 2, "SWAP": 0, "num_warps": 8, "num_stages": 3}
-_WIDE: dict[str, Config] = {
-    "sm_80": {**_MIDDLE, "BLOCK_H": 64},
-    "sm_90": {**_MIDDLE, "BLOCK_H": 64},
-    "sm_100": _MIDDLE,
-}
+_WIDE: Config = {**_MIDDLE, "BLOCK_H": 64}
 _SMALL_SHARED: Config = {**_MIDDLE, "BLOCK_N": 16}
 """None was timed. For latents of 512: the most heads whose sums stay in registers, with one tile being loaded while
 one is computed; at 16 heads, by arithmetic, the cache's bandwidth is the limit, so that blocks which share an SM
 should matter more than wgmma.
-Tensor memory of sm_100 is too small for 64 heads by 512 columns beside the scores."""
+Tensor memory is too small for 64 heads by 512 columns beside the scores."""
+
+
+def _widest(arch: Architecture) -> Config:
+    if not arch.large_shared:
+        return _SMALL_SHARED
+    return _MIDDLE if arch.tensor_memory else _WIDE
 
 
 def _wide(dims: Dims, target: Target) -> Config:
-    if target.capability not in _WIDE:
-        return _SMALL_SHARED
-    return _MIDDLE if dims["HEADS"] <= 32 else _WIDE[target.capability]
+    few = target.architecture.large_shared and dims["HEADS"] <= 32
+    return _MIDDLE if few else _widest(target.architecture)
 
 
 def _tiles(dims: Dims, config: Config) -> dict[str, int | float | bool]:
@@ -82,7 +83,7 @@ def parts_for(dims: Dims, target: Target) -> int:
     By shared memory at 2 bytes an element, and by registers, which are enough for 12 warps of 168."""
     config, arch = _decode_default(dims, target), target.architecture
     tiles = _decode_constants(dims, config)
-    warpgroup = target.capability == "sm_90" and config["BLOCK_H"] >= 64
+    warpgroup = arch.shared_operands and config["BLOCK_H"] >= 64
     buffers = config["num_stages"] - (not warpgroup)
     width = int(tiles["BLOCK_L"]) + int(tiles["BLOCK_R"])
     shared = 2 * width * (config["BLOCK_H"] + config["BLOCK_N"] * buffers) + arch.shared_reserved
@@ -210,7 +211,7 @@ def _extend_grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
 
 def _extend_default(dims: Dims, target: Target) -> Config:
     """As many pairs of query and head as decode has heads in its widest tile."""
-    config = dict(_WIDE.get(target.capability, _SMALL_SHARED))
+    config = dict(_widest(target.architecture))
     del config["SWAP"]
     pairs = config["BLOCK_H"]
     heads = min(pairs, next_power_of_2(int(dims["HEADS"])))

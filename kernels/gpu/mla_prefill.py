@@ -32,16 +32,16 @@ def _grid(dims: Dims, config: Config, sizes: Sizes) -> Grid:
     return (cdiv(sizes["rows"], config["BLOCK_M"]) + sizes["batch"], int(dims["HEADS"]))
 
 
-_DEFAULTS: dict[str, Config] = {
-    "sm_90": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
-    "sm_100": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
-    "sm_80": {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
-}
+_WARPGROUP: Config = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
+_WARP: Config = {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3}
 _SMALL_SHARED: Config = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
 
 
 def _default(dims: Dims, target: Target) -> Config:
-    return _DEFAULTS.get(target.capability, _SMALL_SHARED)
+    arch = target.architecture
+    if not arch.large_shared:
+        return _SMALL_SHARED
+    return _WARPGROUP if arch.shared_operands else _WARP
 
 
 def _reference(

@@ -68,14 +68,14 @@ def _default(weights: int) -> Callable[[Dims, Target], Config]:
             one = tiles(Product(1, n, k, weights), target)
             return {name: one[name] for name in _SPACE}
         tokens = rows * int(dims["TOP_K"]) / int(dims["EXPERTS"])
-        warpgroup = target.capability in ("sm_90", "sm_100")
-        table = _WARPGROUP if warpgroup else _WARP
+        in_place = target.architecture.shared_operands
+        table = _WARPGROUP if in_place else _WARP
         block_m, columns, block_k, warps = next(tile for most, *tile in table if tokens <= most)
         block_n = min(columns // weights, max(16, next_power_of_2(n)))
         block_k = min(block_k, max(16, next_power_of_2(k)))
         stage = 2 * block_k * (block_m + block_n * weights)
-        # without warpgroup instructions the tile in use is in registers, not in a buffer
-        fit = target.architecture.shared_per_block // stage + (not warpgroup)
+        # else the tile in use is in registers, not in a buffer
+        fit = target.architecture.shared_per_block // stage + (not in_place)
         return {
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,

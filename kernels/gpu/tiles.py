@@ -18,9 +18,8 @@ _SHAPES = (
     (1 << 62, ((128, 128), (128, 64), (64, 64)), 64),
 )
 """Up to so many rows: (BLOCK_M, BLOCK_N) from large to small, BLOCK_K."""
-_SUMS = {"sm_90": 128 * 256, "sm_100": 128 * 256}
-_FEWER_SUMS = 128 * 128
-"""fp32 sums of a block of 8 warps: where the tensor cores take operands from registers, more of them spill."""
+_SUMS, _FEWER_SUMS = 128 * 256, 128 * 128
+"""fp32 sums of a block of 8 warps; fewer where matrix instructions take operands from registers, or they spill."""
 _DOT_PRODUCT = 4096
 """Weights that a block of a single row loads at once: 8 KiB in flight in each of several blocks per SM."""
 
@@ -53,7 +52,7 @@ def tiles(product: Product, target: Target) -> dict[str, int]:
     if product.rows == 1:
         return _one_row(product)
     candidates, block_k = next((s, k) for most, s, k in _SHAPES if product.rows <= most)
-    sums = _SUMS.get(target.capability, _FEWER_SUMS)
+    sums = _SUMS if target.architecture.shared_operands else _FEWER_SUMS
     shapes = [(m, n) for m, n in candidates if m * n * product.weights <= sums]
     long = product.k >= 8192 or (product.k >= 4096 and product.k >= 0.6 * product.n)
     split = product.split or 1

@@ -28,6 +28,12 @@ def test_the_capability_has_the_dtypes():
     assert all("bf16" in a.dtypes for a in ARCHITECTURES.values())
 
 
+def test_tensor_memory_is_where_its_instructions_are():
+    assert {a.capability for a in ARCHITECTURES.values() if a.tensor_memory} == {
+        a.capability for a in ARCHITECTURES.values() if a.matrix == "tcgen05"
+    }
+
+
 def test_parts_for_the_same_market_differ_where_they_should():
     h100, h800, a100, a800 = (target(n) for n in ("h100", "h800", "a100", "a800"))
     assert (h800.link, a800.link) == (200e9, 200e9)

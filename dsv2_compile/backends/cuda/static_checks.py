@@ -141,7 +141,7 @@ RULES: tuple[Rule, ...] = (
 
 def _shared(cubin: Cubin, usage: Usage, arch: Architecture) -> int:
     """Bytes per block without the reserved ones, which ptxas counts as static from sm_90 on."""
-    reserved = arch.shared_reserved if int(usage.architecture.removeprefix("sm_")) >= 90 else 0
+    reserved = arch.shared_reserved if arch.number >= 90 else 0
     return cubin.shared + max(usage.shared - reserved, 0)
 
 

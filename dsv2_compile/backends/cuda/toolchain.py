@@ -42,8 +42,8 @@ def toolchain(target: Target) -> Toolchain:
     if triton.knobs.runtime.interpret:
         raise IncompatibleError("TRITON_INTERPRET is set, so Triton cannot compile.", "Unset it and run again.")
     nvidia = triton.knobs.nvidia
-    new = int(target.architecture.capability.removeprefix("sm_")) >= 100
-    return Toolchain(triton.__version__, _build((nvidia.ptxas_blackwell if new else nvidia.ptxas).path))
+    ptxas = nvidia.ptxas_blackwell if target.architecture.number >= 100 else nvidia.ptxas
+    return Toolchain(triton.__version__, _build(ptxas.path))
 
 
 def check_version(version: str) -> None:
