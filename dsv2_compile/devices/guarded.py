@@ -11,16 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from dsv2_compile.devices.device import Argument, Device
-from dsv2_compile.kernels.gpu.check import Tensors
+from dsv2_compile.kernels.gpu.aot import Cubin
+from dsv2_compile.kernels.gpu.check import Tensors, Violation
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
 
 GUARD = 64 << 10
 """Bytes before and behind every tensor, all ones: NaN to whoever reads them, -1 in integers."""
 _ONES = 0xFF
-
-
-class Violation(Exception):
-    """A kernel wrote where it must not, or gave other bits for the same inputs."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,11 @@ class _Held:
 
 
 class Guarded:
-    """`check.Launch` on ``device``. Raises `Violation`; reads outside of a tensor show as NaN in what is computed."""
+    """`check.Launch` on ``device``. Raises `Violation`; reads outside of a tensor show as NaN in what is computed.
+    ``cubins``: of kernels that are compiled already, by name."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, cubins: Mapping[str, Cubin] | None = None) -> None:
+        self.device, self._cubins = device, cubins or {}
 
     def __call__(
         self, kernel: Kernel, dims: Dims, config: Config, sizes: Mapping[str, int], dtype: str, tensors: Tensors
@@ -44,7 +42,7 @@ class Guarded:
         }
         try:
             addresses: dict[str, Argument] = {n: h.address + GUARD for n, h in held.items()}
-            work = device.call(kernel, dims, config, dtype, sizes, addresses)
+            work = device.call(kernel, dims, config, dtype, sizes, addresses, self._cubins.get(kernel.name))
             first: dict[str, NDArray[np.uint8]] = {}
             for _ in range(device.repeats):
                 for h in held.values():

@@ -13,9 +13,9 @@ import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.backends.cuda.compile import request
 from dsv2_compile.backends.cuda.draft import Request
 from dsv2_compile.devices.device import Device, Refused, open_device
-from dsv2_compile.devices.guarded import Guarded, Violation
+from dsv2_compile.devices.guarded import Guarded
 from dsv2_compile.gpu_check.options import ERROR, OK, REFUSED, WRONG, Options, Row
-from dsv2_compile.kernels.gpu.check import Case, check
+from dsv2_compile.kernels.gpu.check import Case, Violation, check
 from dsv2_compile.kernels.gpu.kernel import Config, Kernel
 from dsv2_compile.targets import target
 

@@ -13,6 +13,7 @@ import torch
 
 import dsv2_compile.kernels.gpu.source as sources
 from dsv2_compile.devices.device import Device, open_device
+from dsv2_compile.devices.identify import profile_of
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.gpu_check.options import OK, Options, Row
 from dsv2_compile.gpu_check.timing import spread
@@ -56,8 +57,7 @@ def target_of(name: str, capability: str) -> str:
     if not same:
         known = ", ".join(sorted({t.capability for t in GPUS.values()}))
         raise IncompatibleError(f"{name} is a {capability}, which has no profile.", f"Use a GPU of {known}.")
-    words = name.lower().replace("-", " ").split()
-    return next((t for t in same if t in words), same[0])
+    return profile_of(name, capability) or same[0]
 
 
 def rates(device: Device, toy: bool) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""The judge that measures: compile, check, time; and before a winner is taken, everything that may still be wrong
+with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+from dsv2_compile.autotune.measure.jobs import Compare, Found, Job, Measure, Race, Step, Subject, Verify
+from dsv2_compile.autotune.measure.pool import Measuring
+from dsv2_compile.autotune.measure.stats import apart
+from dsv2_compile.autotune.predicted import facts, requested, why_not
+from dsv2_compile.autotune.record import MEASURED, Key
+from dsv2_compile.autotune.search import pairs
+from dsv2_compile.autotune.tasks import Task
+from dsv2_compile.autotune.trial import FAILED, OK, Confirmed, Trial
+from dsv2_compile.backends.cuda.build_cache import BuildCache
+from dsv2_compile.backends.cuda.compile import Compiled, compile_each, request
+from dsv2_compile.backends.cuda.draft import Request
+from dsv2_compile.backends.cuda.pool import Runner
+from dsv2_compile.kernels.gpu.cases import follower
+from dsv2_compile.kernels.gpu.cases.makers import FEWEST
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config
+from dsv2_compile.processes import Failure
+from dsv2_compile.targets import Target
+
+CLOSE = 1.5
+"""Candidates that take up to so many times as long as the best so far are timed with more repeats."""
+SEEDS = (1, 2, 3)
+RACES, RACE_SECONDS = 1000, 30.0
+ROUNDS = 12
+"""Turns of a candidate and the default, in which each is timed."""
+CANDIDATES = 8
+"""Of the fastest, how many are looked at before none is taken."""
+
+
+class MeasuredJudge:
+    """A `Judge`. ``runner`` compiles, ``measuring`` measures on ``device``, a name for people and records."""
+
+    provenance = MEASURED
+
+    def __init__(
+        self, target: Target, device: str, runner: Runner, measuring: Measuring, cache: BuildCache | None = None
+    ) -> None:
+        self.device = device
+        self._target, self._runner, self._measuring, self._cache = target, runner, measuring, cache or BuildCache()
+        self._best: dict[Key, float] = {}
+        self._reference = 0.0
+
+    def judge(self, task: Task, configs: Sequence[Config]) -> Generator[Trial, None, None]:
+        ready: list[tuple[Compiled, Subject]] = []
+        for built, subject in self._subjects(task, configs):
+            if isinstance(subject, Subject):
+                ready.append((built, subject))
+            else:
+                status, reason = subject
+                yield Trial(dict(built.request.config), status, reason=reason, seconds=built.seconds)
+        close = CLOSE * self._best.get(task.key, float("inf"))
+        jobs = [Measure(subject, close, self._reference) for _, subject in ready]
+        begin = time.monotonic()
+        with closing(self._measuring.run(jobs)) as outcomes:
+            for index, outcome in outcomes:
+                now = time.monotonic()
+                yield self._trial(task, ready[index][0], outcome, now - begin)
+                begin = time.monotonic()
+
+    def _trial(self, task: Task, built: Compiled, outcome: Found | Failure, seconds: float) -> Trial:
+        config, taken = dict(built.request.config), built.seconds + seconds
+        if isinstance(outcome, Failure):
+            return Trial(config, FAILED, reason=outcome.reason, seconds=taken, facts={"log": outcome.log[-500:]})
+        known = facts(built) | dict(outcome.facts)
+        if outcome.status == OK:
+            self._best[task.key] = min(self._best.get(task.key, float("inf")), outcome.microseconds)
+            self._reference = self._reference or float(outcome.facts.get("reference", 0.0))
+        return Trial(config, outcome.status, outcome.microseconds, outcome.reason, taken, known)
+
+    def _subjects(self, task: Task, configs: Sequence[Config]) -> Iterator[tuple[Compiled, Subject | tuple[str, str]]]:
+        """Each configuration compiled, with what has to follow; or why it must not be used."""
+        calls = {pairs(c): call for c in configs if (call := follower(task.call, c)) is not None}
+        followers = {call: self._default(call) for call in calls.values()}
+        built = {b.request: b for b in self._compile(list(followers.values()))}
+        for first in self._compile([requested(task, c) for c in configs]):
+            call = calls.get(first.request.config)
+            steps = [first] if call is None else [first, built[followers[call]]]
+            wrong = next((why for s in steps if (why := why_not(s)) is not None), None)
+            yield first, wrong or Subject(task.call, tuple(map(_step, steps)))
+
+    def _default(self, call: Call) -> Request:
+        kernel, dims = KERNELS[call.kernel], dict(call.dims)
+        return request(kernel, dims, kernel.default(dims, self._target), call.dtype)
+
+    def _compile(self, requests: Sequence[Request]) -> Iterator[Compiled]:
+        if requests:
+            with closing(compile_each(requests, self._target, self._runner, self._cache)) as results:
+                yield from results
+
+    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
+        """The fastest that passes at held-out shapes and seeds, gives the same bits every time and, in turns with the
+        default, is faster than that by more than chance; else the default, if it passes. Of those that are as fast
+        as the fastest the first by their knobs; none that had no time of its own is taken."""
+        usable = [t for t in ranked if t.ok and t.microseconds > 0]
+        kept = default if default is not None and default.ok else None
+        passed = self._passed(task, kept) if kept is not None else ""
+        refuted: dict[str, str] = {}
+        for trial in candidates(usable)[:CANDIDATES]:
+            if kept is not None and pairs(trial.config) == pairs(kept.config):
+                if isinstance(passed, tuple):
+                    return _confirmed(kept, passed, refuted)
+                continue
+            checks = self._passed(task, trial)
+            if isinstance(checks, str):
+                refuted[_words(trial.config)] = checks
+            elif kept is None or isinstance(passed, str):
+                return _confirmed(trial, checks, refuted)
+            elif faster := self._faster(task, trial, kept):
+                return _confirmed(faster, (*checks, "faster than the default"), refuted)
+            else:
+                return _confirmed(kept, passed, refuted)
+        return _confirmed(kept, passed, refuted) if kept is not None and isinstance(passed, tuple) else None
+
+    def _passed(self, task: Task, trial: Trial) -> tuple[str, ...] | str:
+        """What ``trial`` has passed, or what is wrong with it."""
+        subject = self._subject(task, trial)
+        if isinstance(subject, str):
+            return subject
+        jobs: list[Job] = [Verify(subject, shape, SEEDS) for shape in range(FEWEST)]
+        jobs.append(Race(subject, RACES, RACE_SECONDS))
+        runs = 0
+        with closing(self._measuring.run(jobs)) as outcomes:
+            for _, outcome in outcomes:
+                if isinstance(outcome, Failure) or outcome.status != OK:
+                    return outcome.reason
+                runs = max(runs, int(outcome.facts.get("runs", 0)))
+        return (
+            "reference",
+            "guard zones",
+            f"{FEWEST} held-out shapes, {len(SEEDS)} seeds each",
+            f"the same bits in {runs} runs",
+        )
+
+    def _faster(self, task: Task, trial: Trial, default: Trial) -> Trial | None:
+        """``trial`` with the time that it took in turns with the default, if it is the faster one."""
+        ours, theirs = self._subject(task, trial), self._subject(task, default)
+        if isinstance(ours, str) or isinstance(theirs, str):
+            return None
+        with closing(self._measuring.run([Compare(ours, theirs, ROUNDS)])) as outcomes:
+            ((_, found),) = outcomes
+        if isinstance(found, Failure) or found.status != OK:
+            return None
+        other, margin = float(found.facts["microseconds"]), float(found.facts["margin"])
+        if not apart(found.microseconds, other, (found.margin, margin)):
+            return None
+        in_turns = {"microseconds": found.microseconds, "margin": found.margin, "default": other}
+        return replace(trial, facts={**trial.facts, "in_turns": in_turns | {"default_margin": margin}})
+
+    def _subject(self, task: Task, trial: Trial) -> Subject | str:
+        """Compiled, or why it is not."""
+        ((_, subject),) = self._subjects(task, [dict(trial.config)])
+        return subject if isinstance(subject, Subject) else subject[1]
+
+
+def _confirmed(trial: Trial, checks: tuple[str, ...], refuted: Mapping[str, str]) -> Confirmed:
+    """``refuted``: faster ones that were not taken, and why."""
+    return Confirmed(replace(trial, facts={**trial.facts, "refuted": dict(refuted)}) if refuted else trial, checks)
+
+
+def _words(config: Config) -> str:
+    return " ".join(f"{k}={v}" for k, v in pairs(config))
+
+
+def candidates(ranked: Sequence[Trial]) -> list[Trial]:
+    """Fastest first; those that are as fast as the fastest by their knobs, so that chance does not choose."""
+    if not ranked:
+        return []
+    best = ranked[0]
+    band = [t for t in ranked if not apart(best.microseconds, t.microseconds, (_margin(best), _margin(t)))]
+    return sorted(band, key=lambda t: pairs(t.config)) + [t for t in ranked if t not in band]
+
+
+def _margin(trial: Trial) -> float:
+    return float(trial.facts.get("margin", 0.0))
+
+
+def _step(built: Compiled) -> Step:
+    asked = built.request
+    return Step(asked.kernel, asked.dims, asked.config, built.cubin)

@@ -1,0 +1,145 @@
+"""Inside a measuring process: answers are checked first, times taken after, and a device that has faulted is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
+from dsv2_compile.autotune.measure.jobs import Bench, Compare, Found, Job, Measure, Race, Step, Subject, Verify
+from dsv2_compile.autotune.measure.stats import margin, median, quantiles
+from dsv2_compile.autotune.predict import bound
+from dsv2_compile.autotune.trial import FAILED, IMPOSSIBLE, OK, REFUSED, WRONG
+from dsv2_compile.processes import Failure
+from dsv2_compile.runtime.native.driver import DriverError
+from dsv2_compile.targets import Target, target
+
+FEW, MANY = 8, 60
+"""Replays that every candidate is timed with, and those beside them of one that is close to the best."""
+DRIFT = 0.05
+"""By how much the reference copy may differ from before and from the beginning."""
+ATTEMPTS = 3
+"""At timing while the device drifts; the last one counts, with a flag."""
+PAUSE = 0.2
+"""Seconds that a device which drifts is given."""
+_REFUSED = frozenset(
+    f"CUDA_ERROR_{what}"
+    for what in ("INVALID_VALUE", "INVALID_IMAGE", "NO_BINARY_FOR_GPU", "LAUNCH_OUT_OF_RESOURCES", "NOT_SUPPORTED")
+)
+"""What a driver says of a kernel that it cannot launch; it goes on with others."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """``copy``: the kernel that serves as the reference of speed. ``host``: the host in place of the GPU, through the
+    interpreter."""
+
+    target: str
+    copy: Step
+    host: bool = False
+
+
+def start(setup: Setup) -> Callable[[Job], tuple[Found | Failure, bool]]:
+    """A worker of `processes`, on the first GPU."""
+    from dsv2_compile.autotune.measure.bench import open_bench
+
+    return answering(open_bench(target(setup.target), setup.copy, setup.host), target(setup.target))
+
+
+def answering(bench: Bench, gpu: Target) -> Callable[[Job], tuple[Found | Failure, bool]]:
+    """``answer`` of a process that measures on ``bench``."""
+
+    def answer(job: Job) -> tuple[Found | Failure, bool]:
+        try:
+            found = ANSWERS[type(job)](bench, gpu, job)
+        except DriverError as e:
+            found = Found(REFUSED if e.code in _REFUSED else FAILED, _one_line(e))
+        except Exception as e:
+            found = Found(FAILED, f"{type(e).__name__}: {_one_line(e)}")
+        try:
+            bench.sound()
+        except Exception as e:
+            return Failure(f"the GPU has faulted: {_one_line(e)}", "", crashed=True), True
+        return found, False
+
+    return answer
+
+
+def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
+    wrong = bench.check(job.subject, seed=0)
+    if wrong:
+        return Found(WRONG, wrong)
+    for left in reversed(range(ATTEMPTS)):
+        before = bench.reference()
+        times = bench.times(job.subject, FEW)
+        if median(times) <= job.close:
+            times += bench.times(job.subject, MANY)
+        after = bench.reference()
+        drift = max(abs(r / (job.reference or before) - 1) for r in (before, after))
+        if drift <= DRIFT or not left:
+            break
+        time.sleep(PAUSE)
+    low, middle, high = quantiles(times)
+    facts = {
+        "p10": low,
+        "p90": high,
+        "margin": margin(times),
+        "repeats": len(times),
+        "attempts": ATTEMPTS - left,
+        "reference": before,
+        "drift": drift,
+        **bench.facts(),
+    }
+    if drift > DRIFT:
+        facts["flag"] = f"the device drifted by {drift:.0%} while this was timed"
+    if reason := impossible(job.subject, gpu, bench, median(times)):
+        return Found(IMPOSSIBLE, reason, facts=facts if isfinite(middle) else {})
+    return Found(OK, "", middle, margin(times), facts)
+
+
+def impossible(subject: Subject, gpu: Target, bench: Bench, microseconds: float) -> str:
+    """Why no call can take so little: it is below the roofline of the target, or of the device if that is faster."""
+    least = bound(subject.call, replace(gpu, bandwidth=max(gpu.bandwidth, bench.bandwidth())))
+    if isfinite(microseconds) and microseconds > max(least, 0.0):
+        return ""
+    return f"{microseconds:.4g} us, the bound is {least:.4g} us"
+
+
+def verify(bench: Bench, gpu: Target, job: Verify) -> Found:
+    for seed in job.seeds:
+        if wrong := bench.held_out(job.subject, job.shape, seed):
+            return Found(WRONG, f"held-out shape {job.shape}, seed {seed}: {wrong}")
+    return Found(OK)
+
+
+def race(bench: Bench, gpu: Target, job: Race) -> Found:
+    wrong, runs = bench.race(job.subject, job.repeats, job.seconds)
+    return Found(WRONG if wrong else OK, wrong, facts={"runs": runs})
+
+
+def compare(bench: Bench, gpu: Target, job: Compare) -> Found:
+    """``facts``: the other's ``microseconds`` and ``margin``, and both by round."""
+    ours, theirs = list[float](), list[float]()
+    for _ in range(job.rounds):
+        ours += bench.times(job.subject, FEW)
+        theirs += bench.times(job.other, FEW)
+    for subject, times in ((job.subject, ours), (job.other, theirs)):
+        if reason := impossible(subject, gpu, bench, median(times)):
+            return Found(IMPOSSIBLE, reason)
+    facts = {"microseconds": median(theirs), "margin": margin(theirs), "rounds": job.rounds}
+    return Found(OK, "", median(ours), margin(ours), facts)
+
+
+ANSWERS: dict[type, Callable[[Bench, Target, Any], Found]] = {
+    Measure: measure,
+    Verify: verify,
+    Race: race,
+    Compare: compare,
+}
+
+
+def _one_line(e: Exception) -> str:
+    return " ".join(str(e).split())[:400]
