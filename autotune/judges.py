@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
+from dsv2_compile.autotune.measure.opening import measured_judge
 from dsv2_compile.autotune.predicted import PredictedJudge
 from dsv2_compile.autotune.trial import Judge
 from dsv2_compile.backends.cuda.pool import Runner
+from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.targets import Target
 
 
 @contextmanager
 def judge_for(target: Target, runner: Runner, predict: bool) -> Iterator[Judge]:
     """``runner`` compiles. ``predict``: do not look for a GPU."""
-    yield PredictedJudge(target, runner)
+    with ExitStack() as stack:
+        judge: Judge = PredictedJudge(target, runner)
+        if not predict:
+            with suppress(IncompatibleError):
+                judge = stack.enter_context(measured_judge(target, runner))
+        yield judge

@@ -15,6 +15,8 @@ from dsv2_compile.autotune.record import MEASURED, PROVENANCES, SCHEMA, Key, Rec
 from dsv2_compile.kernels.gpu.kernel import KERNELS
 from dsv2_compile.targets import GPUS
 
+SIMULATED = "SIMULATED"
+"""What the names of devices begin with that tests make up."""
 LEAST_MICROSECONDS, MOST_MICROSECONDS = 1e-3, 1e8
 """Of a call."""
 DTYPES = ("bf16", "fp16", "fp32")
@@ -67,6 +69,8 @@ def _record(value: Mapping[str, Any]) -> Record:
     check_config(record.key.kernel, dict(record.config))
     if record.provenance not in PROVENANCES or (record.provenance == MEASURED) != bool(record.device):
         raise ValueError("a record is measured and names its device, or predicted and does not")
+    if record.device.upper().startswith(SIMULATED):
+        raise ValueError("a record of a simulated device is none of a GPU")
     return record
 
 

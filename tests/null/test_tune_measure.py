@@ -158,7 +158,7 @@ def test_if_everything_fails_the_default_is_taken_if_it_passes_and_nothing_other
 
 def test_without_a_default_that_works_another_is_taken(monkeypatch):
     asked = with_default(configs(5))
-    _, ranked, won = judged(Simulation("h800", {TASK.config: "wrong elsewhere"}), asked, monkeypatch)
+    _, _, won = judged(Simulation("h800", {TASK.config: "wrong elsewhere"}), asked, monkeypatch)
     assert won is not None and pairs(won.trial.config) != TASK.config
     assert "faster than the default" not in won.checks
 
