@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dsv2_compile.backends.cuda.compile import Compiled
@@ -12,7 +13,11 @@ WARP = 32
 _COPY = 16
 """Bytes that a lane loads at once where it can."""
 _MMA = 2 * 16 * 8 * 16
-"""FLOP of a matrix instruction of one warp on 2-byte types; it adds to 128 accumulators."""
+"""FLOP of a matrix instruction of one warp on 2-byte types."""
+_TILE = 128
+"""Accumulators of a matrix instruction of one warp."""
+_SOFTMAX = 12
+"""Elementwise operations a score: scale, mask, maximum, difference, exponential, sum, conversion."""
 _PARTITIONS = 4
 BY_WARPGROUPS = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 """Matrix instructions that take operands from shared memory; with 64 rows and 4 warps at least."""
@@ -72,7 +77,7 @@ def read(work: Work, config: Config, built: Compiled, itemsize: int) -> Code:
         warps=warps,
         blocks_per_sm=max(1, built.report.blocks_per_sm),
         matrix=matrix,
-        ahead=max(0, config["num_stages"] - 1 - work.address_stages) if copies else 0,
+        ahead=max(0, min(config["num_stages"] - 1, work.most_ahead) - work.address_stages) if copies else 0,
         instructions=each["instructions"],
         fma=each.get("fma", 0.0),
         alu=each.get("alu", 0.0),
@@ -82,7 +87,7 @@ def read(work: Work, config: Config, built: Compiled, itemsize: int) -> Code:
         spills=each.get("local", 0.0),
         shared=each.get("shared_bytes", 0.0) + each.get("operand_bytes", 0.0) + each.get("async_bytes", 0.0),
         flops=flops,
-        dependent=_dependent(products, work, warps) if matrix not in BY_WARPGROUPS.values() else 0.0,
+        dependent=0.0 if matrix in ("none", *BY_WARPGROUPS.values()) else _dependent(work),
         outside=outside,
     )
 
@@ -99,74 +104,91 @@ def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | N
     per_thread = work.sums / threads
     if threads > arch.threads_per_block:
         return None
-    if work.sums > (128 * arch.tensor_memory if in_tensor_memory else _MOST_SUMS * threads):
+    if work.looped and work.sums > (128 * arch.tensor_memory if in_tensor_memory else _MOST_SUMS * threads):
         return None
-    pipelined = work.matrix and stages > 1 and work.steps > 1
-    buffers = max(1, stages - (not group)) if pipelined else 1
-    shared = buffers * work.shared * itemsize // 2
-    if shared > arch.shared_per_block:
+    pipelined = work.matrix and stages > 1 and work.looped
+    ahead = min(stages - 1, work.most_ahead) if pipelined else 0
+    buffers = ahead + bool(group) if pipelined else 1
+    shared = (buffers * work.shared + work.held) * itemsize // 2
+    # tiles that are not loaded ahead may follow one another in one place
+    if shared - (0 if pipelined else work.shared // 2) > arch.shared_per_block:
         return None
     tile = (work.shared or work.loaded / work.steps) * itemsize / 2
     copies = max(1.0, tile / (_COPY * threads))
-    step_flops = work.flops / work.steps
     vector = work.vector / work.steps / threads
-    flops, count, dependent, fma, traffic = 0.0, 0.0, 0.0, vector / 2, 0.0
-    instructions, alu = vector + 4 * copies, vector / 2 + 2 * copies
-    if group:
-        depth, rows = step_flops / (2 * work.sums), work.side / 64
-        flops, count = step_flops / warps, max(1.0, depth / 16)
-        traffic = 2 * depth * (work.side + work.sums / work.side * rows) / warps
-        if work.held:
-            # warp groups without rows of their own all make the scores; keys are read for them and for the values
-            again = max(1.0, warps / 4 / rows)
-            flops *= (1 + again) / 2
-            traffic = ((rows * tile + work.held) * again + rows * tile) / warps
-        instructions += count + 50
-    elif products:
-        dependent = step_flops / (2 * work.sums) / 16
-        count = dependent * max(1.0, work.sums / (128 * warps))
-        flops, traffic = count * _MMA, 384 * count
-        instructions += 1.8 * count + 50
+    flops = count = traffic = spread = 0.0
+    if products:
+        rows, groups = max(1.0, work.side / 64), warps / 4
+        for outputs, depth in _products(work):
+            if group:
+                # warp groups without rows of their own all make the scores
+                again = max(1.0, groups / rows) if outputs == work.scores else 1.0
+                flops += 2 * outputs * depth * again / warps
+                count += depth / 16 * max(1.0, rows / groups)
+                lines = outputs / work.side * rows + (0 if work.scores and outputs == work.sums else work.side)
+                traffic += 2 * depth * lines * again / warps
+                spread = max(spread, again)
+            else:
+                tiles = max(1.0, outputs / (_TILE * warps))
+                count += depth / 16 * tiles
+                flops += depth / 16 * tiles * _MMA
+                # fragments of a square of tiles
+                traffic += depth / 16 * 768 * math.sqrt(tiles)
+                spread = max(spread, _TILE * warps / outputs)
+        traffic += tile / warps
+        if work.scores:
+            vector += _SOFTMAX * work.scores * max(1.0, spread) / threads + per_thread
+    fma, alu, instructions = vector / 2, vector / 2 + 2 * copies, vector + 4 * copies
+    if products:
+        instructions += (3.5 if group else 1.8) * count + 50
         alu += 20
     else:
-        fma = step_flops / (2 * threads)
-        alu += 1.6 * fma * (2 / itemsize)
-        instructions += 3 * fma + 10
-    registers = _registers(work, matrix, threads) + (0 if pipelined or not products else round(tile / threads / 4))
+        more = work.flops / work.steps / (2 * threads)
+        fma += more
+        alu += 1.6 * more * (2 / itemsize)
+        instructions += 3 * more + 10
+    registers = 28 + per_thread * (1.5 if in_tensor_memory else 1.07)
     if products:
-        traffic += tile / warps
+        if work.scores:
+            registers += 1.5 * work.scores * max(1.0, spread) / threads + 2 * copies
+        registers += 0 if pipelined else 0.6 * tile / threads / 4
+        # fragments of the queries, if all fit; each warp has 16 of their rows at least
+        registers += 0 if group else work.held / 256 * max(16 / max(work.side, 16), 1 / warps)
+    elif work.looped:
+        registers += 8
     return Code(
         warps=warps,
         blocks_per_sm=_blocks_per_sm(
             arch,
             warps,
-            _registers(work, matrix, threads),
-            buffers * work.shared * itemsize // 2 + bool(group) * work.held,
+            min(round(registers), arch.registers_per_thread),
+            shared,
         ),
         matrix=matrix,
-        ahead=max(0, stages - 1 - work.address_stages) if pipelined else 0,
+        ahead=max(0, ahead - work.address_stages),
         instructions=instructions,
         fma=fma,
         alu=alu,
         special=vector / 12,
         products=count,
         barriers=4.0 if work.matrix else 0.0,
-        spills=2.0 * max(0, registers - arch.registers_per_thread),
+        spills=2.0 * max(0.0, registers - arch.registers_per_thread),
         shared=traffic,
         flops=flops,
-        dependent=dependent,
+        dependent=_dependent(work) if products and not group else 0.0,
         outside=200 + 3 * per_thread,
     )
 
 
-def _dependent(products: float, work: Work, warps: int) -> float:
-    return products / max(1.0, work.sums / (128 * warps))
+def _products(work: Work) -> list[tuple[int, float]]:
+    """Matrix products of a step: results and terms of each."""
+    rest = work.flops / work.steps - 2.0 * work.scores * work.width
+    values = (work.sums, rest / (2 * work.sums))
+    return [(work.scores, float(work.width)), values] if work.scores else [values]
 
 
-def _registers(work: Work, matrix: str, threads: int) -> int:
-    """Of a thread."""
-    sums = work.sums / threads * (0.5 if matrix == "UTCHMMA" else 1.0)
-    return round(36 + sums + work.vector / work.steps / threads / 24)
+def _dependent(work: Work) -> float:
+    return sum(depth for _, depth in _products(work)) / 16
 
 
 def _blocks_per_sm(arch: Architecture, warps: int, registers: int, shared: int) -> int:

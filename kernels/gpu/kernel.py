@@ -67,9 +67,12 @@ class Work:
     ``loaded``, ``stored``: bytes that a block asks of L2 and gives to it at 2 bytes an element of T; what a mask keeps
     away is not asked for. ``flops``: of a block, padding included: a tile of 16 rows for one row is 16 rows of work.
     ``matrix``: they are on matrix units, ``side``: tile rows on the M side of these. ``vector``: elementwise
-    operations beside them. ``shared``: bytes of one stage of its tiles, ``held``: bytes in shared memory for all of
+    operations beside them. ``scores``: of a step of attention, products of ``width`` terms, beside those of which
+    ``sums`` are made. ``shared``: bytes of one stage of its tiles, ``held``: bytes in shared memory for all of
     the loop. ``sums``: fp32 accumulators of a block. ``chain``: loads that wait for one another, the first tile's
-    included. ``address_stages``: stages of the pipeline that only fetch addresses. ``panels``: see `Panels`; without
+    included. ``address_stages``: stages of the pipeline that only fetch addresses, ``most_ahead``: tiles
+    that it loads ahead at most. ``looped``: the compiler sees a
+    loop, and not its only turn. ``panels``: see `Panels`; without
     them what several blocks read is in L2."""
 
     blocks: int
@@ -83,9 +86,13 @@ class Work:
     idle: int = 0
     side: int = 0
     vector: float = 0.0
+    scores: int = 0
+    width: int = 0
     held: int = 0
     chain: int = 1
     address_stages: int = 0
+    most_ahead: int = 99
+    looped: bool = True
     panels: Panels | None = None
 
 
@@ -95,7 +102,8 @@ class Kernel:
     dtype), ``*fp32``, ``*i32``, ``i32``. ``constants(dims, config)`` names every constexpr of the source.
     ``space``: knob -> values worth trying; ``default(dims, target)`` picks one value of each.
     ``reference(dims, sizes, **args)``: torch, in the dtype it is given, tensors by argument name -> the outputs
-    by argument name; NaN in an output means that the kernel leaves that element alone.
+    by argument name; NaN in an output means that the kernel leaves that element alone. It finds the configuration
+    among the dims, where that decides what is written.
     ``cost(dims, sizes)``: least traffic in bytes, at 2 bytes an element of T, and FLOP.
     ``roundings``: how often a value is rounded to T on its way to an output, where that is not once for one of T and
     never for another.

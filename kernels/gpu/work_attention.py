@@ -7,15 +7,13 @@ from typing import Any
 
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Panels, Work
 
-SOFTMAX = 12
-"""Elementwise operations a score: scale, mask, maximum, difference, exponential, sum, conversion."""
-
 
 def _absorbed(queries: int, block_n: int, steps: float, swap: bool, latent: int, rope: int) -> dict[str, Any]:
     """``queries``: rows of a block's tile of queries; ``latent``, ``rope``: padded columns."""
     return {
         "flops": 2.0 * steps * queries * block_n * (2 * latent + rope),
-        "vector": steps * queries * (SOFTMAX * block_n + latent),
+        "scores": queries * block_n,
+        "width": latent + rope,
         "side": block_n if swap else queries,
         "shared": 2 * block_n * (latent + rope),
         "held": 2 * queries * (latent + rope),
@@ -100,12 +98,14 @@ def prefill(dims: Dims, config: Config, sizes: Mapping[str, int], nope: int, rop
         flops=2.0 * steps * block_m * block_n * (nope + rope + v),
         matrix=True,
         side=block_m,
-        vector=float(steps * block_m * (SOFTMAX * block_n + v)),
+        scores=block_m * block_n,
+        width=nope + rope,
         shared=2 * block_n * (nope + rope + v),
         held=2 * block_m * (nope + rope),
         sums=block_m * v,
         chain=3,
-        address_stages=1,
+        # the rotary keys' addresses are loaded too, and Triton shares its stages out between both
+        most_ahead=1,
     )
 
 

@@ -31,6 +31,7 @@ def linear(weights: int = 1, out_bytes: int = 2) -> WorkOf:
             loaded=2 * depth * (height + weights * width),
             stored=height * width * (4 if split > 1 else out_bytes),
             chain=1 + bool(dims.get("INDEXED")),
+            looped="HEADS" not in dims or k > block_k,
             panels=Panels(tiles_m, tiles_n, 2 * depth * height, 2 * depth * width * weights, config["GROUP_M"], parts)
             if batch == 1
             else None,
