@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +19,8 @@ from dsv2_compile.backends.cuda.pool import Runner
 from dsv2_compile.kernels.gpu.kernel import Config
 from dsv2_compile.targets import Target
 
-TIE = 0.02
-"""Configurations this close to the fastest are taken for as fast."""
+TIE = 0.05
+"""Configurations this close to the fastest are taken for as fast: the model cannot tell them apart."""
 
 
 class PredictedJudge:
@@ -31,7 +31,7 @@ class PredictedJudge:
     def __init__(self, target: Target, runner: Runner, cache: BuildCache | None = None) -> None:
         self._target, self._runner, self._cache = target, runner, cache or BuildCache()
 
-    def judge(self, task: Task, configs: Sequence[Config]) -> Iterator[Trial]:
+    def judge(self, task: Task, configs: Sequence[Config]) -> Generator[Trial, None, None]:
         asked = {requested(task, c): c for c in configs}
         with closing(compile_each(list(asked), self._target, self._runner, self._cache)) as results:
             for built in results:

@@ -64,7 +64,7 @@ class Sampler:
         )
         self._study = optuna.create_study(sampler=sampler)
         self._failed = optuna.trial.TrialState.FAIL
-        self._choices = {
+        self._choices: dict[str, optuna.distributions.BaseDistribution] = {
             knob: optuna.distributions.CategoricalDistribution(tuple(values)) for knob, values in space.items()
         }
         self._first, self.most, self._possible = list(first), limit, possible

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,8 @@ class _State:
 
 class Sweep:
     """One run over ``tasks``. ``deadline`` of time.monotonic: after it no new batch is begun. Trials that the log has
-    from the same judge are not made again. ``records``: file that winners are appended to."""
+    from the same judge are not made again. ``records``: file that winners are appended to. ``known``: records whose
+    configurations are worth a trial."""
 
     def __init__(
         self,
@@ -85,11 +86,13 @@ class Sweep:
         log: TrialLog,
         records: Path,
         effort: Effort,
+        known: base.Base | None = None,
         deadline: float = float("inf"),
         told: Told = lambda tally: None,
     ) -> None:
         self._target, self._judge, self._log, self._records = target, judge, log, records
         self._effort, self._deadline, self._told = effort, deadline, told
+        self._known = known or base.Base()
         self._name = judge_name(judge)
         self._states = [self._start(t) for t in tasks]
         self.tally = Tally(
@@ -122,7 +125,8 @@ class Sweep:
     def _start(self, task: Task) -> _State:
         kernel, dims = task.kernel, dict(task.call.dims)
         default = dict(kernel.default(dims, self._target))
-        first = [default, *seeds(task.call, self._target, self._effort.seeds)]
+        known = self._known.worth_trying(task.call, self._target)
+        first = [default, *known, *seeds(task.call, self._target, self._effort.seeds)]
         space = {knob: tuple(sorted({*values, default[knob]})) for knob, values in kernel.space.items()}
         seed = int.from_bytes(hashlib.sha256(repr(task.key).encode()).digest()[:4], "little")
         how = search(space, first, self._effort.trials, seed, lambda c: plausible(task.call, c, self._target))
@@ -143,7 +147,7 @@ class Sweep:
                 self._tell(state, trial)
         return bool(configs) and len(state.trials) < min(self._effort.trials, state.search.most)
 
-    def _trials(self, state: _State, configs: list[Config]) -> Iterator[Trial]:
+    def _trials(self, state: _State, configs: list[Config]) -> Generator[Trial, None, None]:
         if configs:
             yield from self._judge.judge(state.task, configs)
 

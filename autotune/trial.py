@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Judge(Protocol):
     provenance: str
     device: str
 
-    def judge(self, task: Task, configs: Sequence[Config]) -> Iterator[Trial]:
+    def judge(self, task: Task, configs: Sequence[Config]) -> Generator[Trial, None, None]:
         """A trial of each, as they come. Closing the iterator stops what is left."""
 
     def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:

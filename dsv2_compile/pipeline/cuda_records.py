@@ -64,13 +64,13 @@ def warnings(entries: list[dict[str, Any]], known: base.Base, gpu: Target) -> tu
     counts, found = Counter(e["provenance"] for e in entries), []
     if counts[PREDICTED]:
         found.append(
-            f"{counts[PREDICTED]} of {len(entries)} kernel configurations were chosen by predicted times, none of which "
-            f"was measured on {gpu.name}: dsv2-compile tune measures where there is one"
+            f"{counts[PREDICTED]} of {len(entries)} kernel configurations were chosen by predicted times, none "
+            f"of which was measured on {gpu.name}: dsv2-compile tune measures where there is one"
         )
     if known.stale:
         found.append(
-            f"{len(known.stale)} tuning records for {gpu.name} are stale (other sources or compilers) and were not used: "
-            "dsv2-compile tune makes new ones"
+            f"{len(known.stale)} tuning records for {gpu.name} are stale (other sources or compilers) and were not "
+            "used: dsv2-compile tune makes new ones"
         )
     if known.damaged or known.refused:
         found.append(

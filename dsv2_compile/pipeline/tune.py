@@ -75,11 +75,12 @@ def tune(
     records, log = request.records or base.own_file(request.gpu), TrialLog(request.log or own_log(request.gpu))
     done: set[Key] = set()
     for _ in range(ROUNDS):
-        known = base.load([records])
+        known = base.load([*base.files_for(request.gpu), records])
         tasks = [t for t in call_tasks(known) if t.key not in done]
         if not tasks:
             break
-        sweep = Sweep(tasks, request.gpu, judge, log, records, EFFORTS[request.effort], start + request.budget, told)
+        effort, deadline = EFFORTS[request.effort], start + request.budget
+        sweep = Sweep(tasks, request.gpu, judge, log, records, effort, known, deadline, told)
         report.tallies.append(sweep.tally)
         report.records += sweep.run()
         report.unfinished += sweep.tally.tasks - sweep.tally.finished

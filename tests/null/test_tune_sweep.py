@@ -24,7 +24,7 @@ def warps(config):
 
 def sweep(tmp_path, tasks, judge, effort=EFFORT, deadline=float("inf"), told=lambda tally: None):
     log = TrialLog(tmp_path / "log.jsonl")
-    return Sweep(tasks, H800, judge, log, tmp_path / "records.jsonl", effort, deadline, told)
+    return Sweep(tasks, H800, judge, log, tmp_path / "records.jsonl", effort, None, deadline, told)
 
 
 def test_a_small_space_is_tried_whole_and_once(tmp_path):

@@ -10,11 +10,14 @@ from typing import Protocol
 
 from dsv2_compile.backends.cuda.build_cache import Built
 from dsv2_compile.backends.cuda.toolchain import environment
+from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.kernels.gpu.aot import Job
 from dsv2_compile.processes import Failure, Worker, Workers
 
 STARTING = 60.0
 """Seconds a new process may take to import Triton."""
+ATTEMPTS = 3
+"""To start a process for a job."""
 MODULE = "dsv2_compile.backends.cuda.worker"
 
 
@@ -44,11 +47,22 @@ class Pool:
         self._workers = Workers(worker, workers or len(os.sched_getaffinity(0)))
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, Built | Failed], None, None]:
-        with closing(self._workers.run(jobs, [self._timeout] * len(jobs))) as outcomes:
-            for index, outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    outcome = Failed(outcome.reason, outcome.log, outcome.crashed)
-                yield index, outcome
+        """IncompatibleError if no process comes up that could compile anything: that is no fault of a job."""
+        left = list(range(len(jobs)))
+        for _ in range(ATTEMPTS):
+            unopened: dict[int, Failure] = {}
+            with closing(self._workers.run([jobs[i] for i in left], [self._timeout] * len(left))) as outcomes:
+                for at, outcome in outcomes:
+                    if isinstance(outcome, Failure) and not outcome.opened:
+                        unopened[left[at]] = outcome
+                        continue
+                    if isinstance(outcome, Failure):
+                        outcome = Failed(outcome.reason, outcome.log, outcome.crashed)
+                    yield left[at], outcome
+            left = sorted(unopened)
+            if not left:
+                return
+        raise _no_compiler(unopened[left[0]])
 
     def close(self) -> None:
         self._workers.close()
@@ -58,3 +72,11 @@ class Pool:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _no_compiler(failure: Failure) -> IncompatibleError:
+    return IncompatibleError(
+        f"processes that compile do not come up: {failure.reason}",
+        "dsv2-compile doctor checks the installation.",
+        failure.log.strip().splitlines()[-3:],
+    )
