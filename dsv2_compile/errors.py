@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+COPY_AGAIN = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
+"""What to do with an engine that is not, or not whole, what was built."""
+
 
 class Dsv2Error(Exception):
     """Base class. ``cause`` and ``remedy`` are one line each; ``problems`` lists every finding."""

@@ -14,7 +14,7 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.engine import integrity, strictjson
 from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.engine.placement import ITEM_BYTES
-from dsv2_compile.errors import IntegrityError, UsageError
+from dsv2_compile.errors import COPY_AGAIN, IntegrityError, UsageError
 from dsv2_compile.kvcache import DEEPSEEK_67B_BYTES_PER_TOKEN, kv_bytes_per_token
 
 REPORT = "programs.json"
@@ -76,8 +76,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
         data["passes"] = passes
     console.data(inspect_text.text(data, only_ops=args.ops))
     if damage:
-        remedy = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
-        return Result(data, IntegrityError(f"{args.engine} is not the engine that was built.", remedy, damage))
+        return Result(data, IntegrityError(f"{args.engine} is not the engine that was built.", COPY_AGAIN, damage))
     return Result(data)
 
 

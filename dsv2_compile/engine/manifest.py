@@ -19,14 +19,13 @@ from typing import Any
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.engine import strictjson
 from dsv2_compile.engine.placement import Placement
-from dsv2_compile.errors import IncompatibleError, IntegrityError
+from dsv2_compile.errors import COPY_AGAIN, IncompatibleError, IntegrityError
 
 SCHEMA = "dsv2/engine/1"
 FILE_NAME = "manifest.json"
 MAX_BYTES = 8 << 20
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n\}\n')
 _SEAL_BYTES = len(b',\n "sha256": ""\n}\n') + 64
-_REBUILD = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,15 @@ def schema() -> dict[str, Any]:
 def parse(data: bytes) -> Manifest:
     """The manifest. IntegrityError if damaged or malformed, IncompatibleError if of another version."""
     if len(data) > MAX_BYTES:
-        raise IntegrityError(f"{FILE_NAME} has {len(data)} bytes, the limit is {MAX_BYTES}.", _REBUILD)
+        raise IntegrityError(f"{FILE_NAME} has {len(data)} bytes, the limit is {MAX_BYTES}.", COPY_AGAIN)
     body, tail = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     match = _SEAL.fullmatch(tail)
     if match is None or match[1].decode() != hashlib.sha256(body).hexdigest():
-        raise IntegrityError(f"{FILE_NAME} is damaged: its own SHA-256 does not match.", _REBUILD)
+        raise IntegrityError(f"{FILE_NAME} is damaged: its own SHA-256 does not match.", COPY_AGAIN)
     try:
         raw = strictjson.loads(data, MAX_BYTES)
     except strictjson.JsonError as e:
-        raise IntegrityError(f"{FILE_NAME}: {e}.", _REBUILD) from None
+        raise IntegrityError(f"{FILE_NAME}: {e}.", COPY_AGAIN) from None
     version = raw.get("schema") if isinstance(raw, dict) else None
     if version != SCHEMA and isinstance(version, str) and version.startswith("dsv2/engine/"):
         raise IncompatibleError(
@@ -123,7 +122,7 @@ def parse(data: bytes) -> Manifest:
     manifest = None if found else _build(raw)
     found += [] if manifest is None else _inconsistencies(manifest)
     if manifest is None or found:
-        raise IntegrityError(f"{FILE_NAME} is malformed: {len(found)} problems.", _REBUILD, found[:20])
+        raise IntegrityError(f"{FILE_NAME} is malformed: {len(found)} problems.", COPY_AGAIN, found[:20])
     return manifest
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from dsv2_compile.engine import strictjson
-from dsv2_compile.errors import IncompatibleError, IntegrityError
+from dsv2_compile.errors import COPY_AGAIN, IncompatibleError, IntegrityError
 from dsv2_compile.plan import expr
 from dsv2_compile.plan.check import problems
 from dsv2_compile.plan.plan import (
@@ -24,7 +24,6 @@ from dsv2_compile.plan.plan import (
 
 MAX_BYTES = 64 << 20
 MAX_ELEMENTS = 4_000_000
-_REBUILD = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
 
 
 def to_bytes(plan: Plan) -> bytes:
@@ -80,9 +79,9 @@ def parse(data: bytes) -> Plan:
         plan = _plan(raw)
         found = list(problems(plan))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as e:
-        raise IntegrityError(f"{FILE} is malformed: {e or type(e).__name__}.", _REBUILD) from None
+        raise IntegrityError(f"{FILE} is malformed: {e or type(e).__name__}.", COPY_AGAIN) from None
     if found:
-        raise IntegrityError(f"{FILE} is malformed: {len(found)} problems.", _REBUILD, found[:20])
+        raise IntegrityError(f"{FILE} is malformed: {len(found)} problems.", COPY_AGAIN, found[:20])
     return plan
 
 

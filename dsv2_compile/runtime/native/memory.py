@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 from dsv2_compile.engine.placement import Placement
-from dsv2_compile.errors import IntegrityError
+from dsv2_compile.errors import COPY_AGAIN, IntegrityError
 from dsv2_compile.plan.dtypes import NAMES
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import ALIGNMENT, Buffer, Plan, PlanProgram
@@ -69,7 +69,7 @@ def weight_layout(plan: Plan, weights: Mapping[str, Placement]) -> Weights:
     if problems:
         raise IntegrityError(
             f"The engine lacks {len(problems)} of the {len(buffers)} weights of its plan.",
-            "Copy the engine again from where it was built, or rebuild it, with its weights.",
+            COPY_AGAIN,
             [f"{n}: {p}" for n, b in buffers.items() if (p := _mismatch(b, weights.get(n)))][:20],
         )
     placed = sorted({weights[n] for n in buffers}, key=lambda w: (w.file, w.offset))

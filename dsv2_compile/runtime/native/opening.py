@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from dsv2_compile.errors import IncompatibleError, IntegrityError, ResourceError
+from dsv2_compile.errors import COPY_AGAIN, IncompatibleError, IntegrityError, ResourceError
 from dsv2_compile.plan.plan import KernelEntry
 from dsv2_compile.runtime.native.driver import Driver, Kernel, explaining
 from dsv2_compile.runtime.native.launches import widths
 from dsv2_compile.runtime.native.memory import Needs
 from dsv2_compile.targets import GPUS
-
-_REMEDY = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
 
 
 def require_architecture(driver: Driver, capability: str, target: str) -> None:
@@ -29,11 +27,11 @@ def load(driver: Driver, root: Path, entry: KernelEntry) -> Kernel:
     """IncompatibleError if the cubin is missing, the driver refuses it, or it takes other parameters."""
     path = PurePosixPath(entry.cubin)
     if path.is_absolute() or ".." in path.parts:
-        raise IntegrityError(f"The plan names a file outside the engine: {entry.cubin[:80]!r}.", _REMEDY)
+        raise IntegrityError(f"The plan names a file outside the engine: {entry.cubin[:80]!r}.", COPY_AGAIN)
     try:
         image = (root / path).read_bytes()
     except OSError as e:
-        raise IncompatibleError(f"The engine has no {entry.cubin}: {e.strerror}.", _REMEDY) from None
+        raise IncompatibleError(f"The engine has no {entry.cubin}: {e.strerror}.", COPY_AGAIN) from None
     with explaining(f"load {entry.cubin} (it is for CUDA {driver.version})"):
         kernel = driver.load(image, entry.symbol, entry.shared)
         found = driver.widths(kernel)

@@ -7,10 +7,8 @@ from itertools import groupby
 from pathlib import Path
 
 from dsv2_compile.engine.placement import Placement
-from dsv2_compile.errors import IntegrityError
+from dsv2_compile.errors import COPY_AGAIN, IntegrityError
 from dsv2_compile.runtime.native.driver import Bytes, Driver
-
-_REMEDY = "Copy the engine again from where it was built, or rebuild it with dsv2-compile build."
 
 
 def upload(driver: Driver, root: Path, reads: Iterable[tuple[Placement, int]], base: int, staging: Bytes) -> None:
@@ -30,10 +28,10 @@ def upload(driver: Driver, root: Path, reads: Iterable[tuple[Placement, int]], b
                         piece = staging[at : at + placement.nbytes - done]
                         count = f.readinto(piece.data)
                         if not count:
-                            raise IntegrityError(f"{file} ends before its last weight.", _REMEDY)
+                            raise IntegrityError(f"{file} ends before its last weight.", COPY_AGAIN)
                         driver.copy_in(base + offset + done, piece[:count])
                         at += count
                         done += count
         except OSError as e:
-            raise IntegrityError(f"{file}: {e.strerror}.", _REMEDY) from None
+            raise IntegrityError(f"{file}: {e.strerror}.", COPY_AGAIN) from None
     driver.sync()
