@@ -75,7 +75,7 @@ def _local(workers: int, folder: str) -> tuple[dict[str, Any], Mapping[str, str]
         "object_store_memory": OBJECT_STORE,
         "_temp_dir": folder,
     }
-    return options, {**QUIET, "TMPDIR": folder, "RAY_kill_child_processes_on_worker_exit": "0"}
+    return options, {**QUIET, "TMPDIR": folder}
 
 
 def _probe(address: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from dsv2_compile.targets import Target
 
 _SOURCES = ("kernels/gpu/source/**/*.py", "kernels/gpu/aot.py", "backends/cuda/disassembly.py")
 """What makes a cubin of a job, and what reads it."""
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
 _NAMED = 3
 """Source files that are named in a difference; of the others there is the count."""
 
@@ -62,9 +66,12 @@ def _sources() -> dict[str, str]:
 
 class RayWorker:
     """A Ray actor of two threads, so that it can be stopped. ``make`` gives the runner that it uses, which does a job
-    at a time in processes that end, each with its group, when the actor's own does."""
+    at a time in processes that end, each with its group, when the actor's own does. Ray, where it ends an actor, would
+    kill those processes before they can end their groups; so the actor ends by itself, or with its parent, the node's
+    raylet."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         self._runner = make()
 
     def facts(self, target: Target) -> Facts:
@@ -78,5 +85,4 @@ class RayWorker:
         self._runner.close()
 
     def stop(self) -> None:
-        """At once: `ray.kill` would kill the runner's processes before they can end their groups."""
         os._exit(0)

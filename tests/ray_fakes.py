@@ -1,0 +1,44 @@
+"""Local runners for the actors of a Ray cluster that end when they should not, or tell where they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import ray
+
+from dsv2_compile.backends.cuda.pool import Pool
+
+
+class Mortal(Pool):
+    """Compiles for real, but a ``matmul`` kills the actor the first time, and ``unlucky`` does every time."""
+
+    def __init__(self, folder):
+        super().__init__(1)
+        self._died = Path(folder, "died")
+
+    def run(self, jobs):
+        (job,) = jobs
+        if job.function == "unlucky" or (job.function == "matmul" and not self._died.exists()):
+            self._died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(jobs)
+
+
+class Where:
+    """Answers (job, node, GPUs); on the node ``stuck`` it does not answer."""
+
+    def __init__(self, stuck=""):
+        self._stuck = stuck
+
+    def run(self, jobs):
+        node = ray.get_runtime_context().get_node_id()
+        if node == self._stuck:
+            time.sleep(600)
+        for index, job in enumerate(jobs):
+            yield index, (job, node, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+    def close(self):
+        pass
