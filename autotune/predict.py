@@ -11,8 +11,8 @@ The model: the busiest SM runs its blocks one round after the other, as many at 
 - ``matrix``, ``issue``, ``shared``: the busiest SM's FLOP on matrix units of the kind that is used, its instructions
   over schedulers and pipes, its bytes over the port of shared memory,
 - ``latency``: rounds of blocks that are alone with themselves. A turn of the main loop takes what its instructions
-  take, or its share of the way to memory if tiles are loaded ahead, or both. Little's law is in this: with few blocks
-  and few tiles ahead, too few bytes are on their way and this is the longest.
+  take, or its share of a tile's way from memory if tiles are loaded ahead, or both. Little's law is in this: with few
+  blocks and few tiles ahead, too few bytes are on their way and this is the longest.
 
 They overlap, but not wholly: their fourth powers add up. Before them come ``launch`` and ``start``, until the first
 block computes; after them ``follower``, a kernel that the configuration needs (`Kernel.then`).
@@ -167,7 +167,10 @@ def _model(call: Call, config: Config, work: Work, code: Code, target: Target) -
 
     far = min(1.0, WAITING * fetched / max(everything, 1.0))
     way = LOADED * (arch.l2_latency + (arch.dram_latency - arch.l2_latency) * far)
-    turn, inside = _turn(code, products, way)
+    # a tile's own bytes take their time too, at its SM's share of what they come over
+    share = fetched / max(everything, 1.0) / (target.bandwidth * DRAM_SHARE / clock / min(sms, work.blocks))
+    way_of_tile = way + loaded / work.steps * max(share, 1 / arch.l2_per_clock)
+    turn, inside = _turn(code, products, way_of_tile)
     prologue = BLOCK_START + code.outside * _per_instruction(code) + (work.chain - 1) * arch.l2_latency
     prologue += way if code.ahead else 0.0
     block = prologue + work.steps * turn

@@ -93,8 +93,9 @@ def read(work: Work, config: Config, built: Compiled, itemsize: int) -> Code:
 
 
 def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | None:
-    """None where shared memory or registers cannot hold what has to be in them. Rules of thumb, taken from what
-    Triton 3.7 makes of these kernels."""
+    """None where shared memory or registers cannot hold what has to be in them, and for stages of a loop without matrix
+    products: Triton pipelines none, and with one stage the code is the same. Rules of thumb, taken from what Triton 3.7
+    makes of these kernels."""
     arch, warps, stages = target.architecture, config["num_warps"], config["num_stages"]
     threads = warps * WARP
     products = work.matrix and itemsize == 2
@@ -102,7 +103,7 @@ def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | N
     matrix = group or ("HMMA" if products else "none")
     in_tensor_memory = group == "UTCHMMA"
     per_thread = work.sums / threads
-    if threads > arch.threads_per_block:
+    if threads > arch.threads_per_block or (stages > 1 and not work.matrix):
         return None
     if work.looped and work.sums > (128 * arch.tensor_memory if in_tensor_memory else _MOST_SUMS * threads):
         return None
