@@ -62,8 +62,18 @@ def after(page: Path, script: str, width: int = 1280) -> dict[str, str | None]:
     start = html.index('<meta http-equiv="Content-Security-Policy"')
     html = html[:start] + html[html.index(">", start) + 1 :]
     probed = page.with_name(f"probed_{page.name}")
-    probed.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    return dom(probed, width).of("html")[0]
+    tell = 'setTimeout(() => parent.postMessage({ ...document.documentElement.dataset }, "*"), 500)'
+    probed.write_text(html.replace("</body>", f"<script>{script};{tell}</script></body>"), encoding="utf-8")
+    return dom(framed(probed, width)).of("html")[0]
+
+
+def framed(page: Path, width: int, height: int = 900) -> Path:
+    """A page that shows ``page`` in a frame, which may be narrower than any window, and keeps what it posts."""
+    out = page.with_name(f"framed_{page.name}")
+    keep = 'addEventListener("message", e => Object.assign(document.documentElement.dataset, e.data))'
+    frame = f'<iframe src="{page.name}" width="{width}" height="{height}" style="border:0;display:block"></iframe>'
+    out.write_text(f'<!doctype html><body style="margin:0"><script>{keep}</script>{frame}', encoding="utf-8")
+    return out
 
 
 def picture(page: Path, out: Path, width: int, height: int, *flags: str) -> npt.NDArray[np.uint8]:

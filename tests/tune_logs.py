@@ -49,8 +49,9 @@ def trials(
     bound = rng.uniform(3, 400)
     weight = {knob: rng.uniform(0.02, 0.5) for knob in space}
     ideal = {knob: rng.randrange(len(values)) for knob, values in space.items()}
-    points = configs(kernel, count, rng)
-    points[1:] = sorted(points[1:], key=lambda c: rng.random() * _slowness(c, space, weight, ideal))
+    default = {knob: rng.choice(values) for knob, values in space.items()}
+    others = [c for c in configs(kernel, count, rng) if c != default][: count - 1]
+    points = [default, *sorted(others, key=lambda c: rng.random() * _slowness(c, space, weight, ideal))]
     of_task = key(kernel, **of)
     for i, config in enumerate(points):
         status, reason, took = _outcome(config, shaken) if i else ("ok", "", True)

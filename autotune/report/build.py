@@ -43,7 +43,7 @@ def report(trials: Trials, base: Base, files: Sequence[str], targets: Sequence[s
     judges = {key: _judges(groups[key]) for key in kept}
     count = sum(map(len, judges.values()))
     most = max(_FEWEST, min(_MOST, MOST_POINTS // max(count, 1)))
-    cases = [_case(key, judges[key], records.get(key), created[key], most) for key in kept]
+    cases = _told_apart([_case(key, judges[key], records.get(key), created[key], most) for key in kept])
     shown = sum(s.trials for c in cases for s in c.series)
     everything = sum(len(es) for js in groups.values() for es in js.values())
     hidden = sum(len(es) for key in left_out for es in groups[key].values())
@@ -95,6 +95,7 @@ def _case(key: Key, judges: list[list[Entry]], record: Record | None, created: i
     return Case(
         key=key,
         what=judges[0][-1].what if judges else "",
+        where=", ".join(f"{n} {v}" for n, v in key.sizes) or "any size",
         bound=bound,
         created=created,
         series=series,
@@ -103,14 +104,29 @@ def _case(key: Key, judges: list[list[Entry]], record: Record | None, created: i
     )
 
 
+def _told_apart(cases: Sequence[Case]) -> list[Case]:
+    """With the dims, where nothing else differs."""
+    same_name: dict[tuple[str, ...], list[Case]] = defaultdict(list)
+    for c in cases:
+        same_name[c.key.target, c.key.kernel, c.what, c.where].append(c)
+    differ = {
+        name: {n for c in same for n, v in c.key.dims if any(dict(o.key.dims).get(n) != v for o in same)}
+        for name, same in same_name.items()
+    }
+    return [
+        replace(c, where=", ".join([c.where, *(f"{n} {v}" for n, v in c.key.dims if n in names)]))
+        for c in cases
+        for names in [differ[c.key.target, c.key.kernel, c.what, c.where]]
+    ]
+
+
 def _last(entries: Sequence[Entry]) -> list[Point]:
-    """The last trial of each configuration, ranked."""
+    """The last trial of each configuration, ranked; the default first of those as fast."""
     last: dict[Pairs, tuple[int, Entry]] = {}
     for number, entry in enumerate(entries, 1):
         last[entry.config] = number, entry
-    order = sorted(
-        last.values(), key=lambda n: (STATUSES.index(n[1].status), n[1].microseconds or 0.0, n[1].config, n[0])
-    )
+    rank = lambda e: (STATUSES.index(e.status), e.microseconds or 0.0, not e.default, e.config)
+    order = sorted(last.values(), key=lambda found: rank(found[1]))
     return [
         Point(n, rank, e.status, e.microseconds, e.config, e.default, e.reason, e.facts)
         for rank, (n, e) in enumerate(order, 1)

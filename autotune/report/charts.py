@@ -22,6 +22,8 @@ _KNOB_WIDTH, _WIDE, _FEW = 240, 480, 5
 _DOTS = 80
 """Of one group in a knob's plot."""
 _GOLDEN = 0.618034
+_FAR = 8
+"""A bound this many times below the best is not drawn to scale: the times would be a flat line above it."""
 
 Place = tuple[float, float]
 
@@ -29,7 +31,9 @@ Place = tuple[float, float]
 def plots(case: Case, series: Series) -> list[str]:
     """Figures of one series: time by rank, best so far, then one for each knob."""
     told = provenance(series)
-    scale = [case.bound, *(p.microseconds for p in series.points if p.microseconds)]
+    scale = [p.microseconds for p in series.points if p.microseconds] or [case.bound]
+    if case.bound > min(scale) / _FAR:
+        scale.append(case.bound)
     first = [_rank(case, series, scale, told), _curve(case, series, scale, told)]
     return first + [_knob(case, series, effect, told) for effect in series.effects]
 
@@ -49,6 +53,7 @@ def scatter(a: Agreement) -> str:
     for tick in x.ticks():
         body.append(_text(x.at(tick), HEIGHT - _BOTTOM + 14, time(tick)))
     body.append(_text(WIDTH - _RIGHT, HEIGHT - 4, "predicted", "end"))
+    body.append(_text(_LEFT - 5, _TOP + 3, "measured", "end"))
     rho = "no rank correlation" if a.spearman is None else f"Spearman ρ = {a.spearman:.3f}"
     title = f"Predicted against measured: {rho} over {a.configs:,} configurations"
     return _figure("scatter", title, "", "".join(body), x, y)
@@ -60,7 +65,7 @@ def _rank(case: Case, series: Series, scale: Sequence[float], told: str) -> str:
     x = Axis(0.5, series.configs + 0.5, _LEFT, WIDTH - _RIGHT, log=False)
     y = log_axis(scale, floor - 4, _TOP)
     body = [*_grid(x, y), *_marks(series.points, [p.rank for p in series.points], rows, x, y, floor)]
-    body.append(_level("bound", case.bound, y, "bound"))
+    body.append(_level("bound", case.bound, y))
     body += [_placed(s, x.at(p.rank), y.at(p.microseconds)) for p, s in _named_points(case, series) if p.microseconds]
     body += _numbers(x, "configurations, fastest first")
     return _figure("rank", "Time of every configuration", told, "".join(body), x, y, floor)
@@ -72,9 +77,9 @@ def _curve(case: Case, series: Series, scale: Sequence[float], told: str) -> str
     x = Axis(0.5, series.trials + 0.5, _LEFT, WIDTH - _RIGHT, log=False)
     y = log_axis(scale, floor - 4, _TOP)
     body = [*_grid(x, y), *_marks(series.points, [p.trial for p in series.points], rows, x, y, floor)]
-    body.append(_level("bound", case.bound, y, "bound"))
+    body.append(_level("bound", case.bound, y))
     if series.default and series.default.microseconds:
-        body.append(_level("default", series.default.microseconds, y, "default"))
+        body.append(_level("default", series.default.microseconds, y))
     corners: list[Place] = []
     for trial, best in series.curve:
         corners += [(x.at(trial), corners[-1][1])] if corners else []
@@ -173,9 +178,11 @@ def _numbers(x: Axis, name: str) -> list[str]:
     return [*out, _text(x.end, HEIGHT - 4, name, "end")]
 
 
-def _level(kind: str, value: float, y: Axis, name: str) -> str:
+def _level(kind: str, value: float, y: Axis) -> str:
+    if value < y.low:
+        return _text(WIDTH - _RIGHT, y.start - 2, f"{kind} {time(value)}, far below", "end level")
     at = y.at(value)
-    label = _text(WIDTH - _RIGHT, at - 4, name, "end level")
+    label = _text(WIDTH - _RIGHT, at - 4, kind, "end level")
     return f'<path class="line {kind}" d="M{_LEFT} {at:.1f}H{WIDTH - _RIGHT}"/>{label}'
 
 

@@ -120,11 +120,13 @@ class Winner:
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel at one place. ``series``: the one that counts most first: measured before predicted, then the
-    newest. ``created``: seconds since 1970 of the last trial or record."""
+    """One kernel at one place. ``where``: its sizes, and dims where only they tell it from another. ``series``: the
+    one that counts most first: measured before predicted, then the newest. ``created``: seconds since 1970 of the
+    last trial or record."""
 
     key: Key
     what: str
+    where: str
     bound: float
     created: int
     series: tuple[Series, ...]

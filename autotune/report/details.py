@@ -6,8 +6,8 @@ from html import escape
 
 from dsv2_compile.autotune.report.charts import plots, scatter
 from dsv2_compile.autotune.report.data import Agreement, Case, Point, Series
-from dsv2_compile.autotune.report.numbers import count, lasting, share, time, times
-from dsv2_compile.autotune.report.tables import cell, code, dl, reasons, sizes, table
+from dsv2_compile.autotune.report.numbers import count, counted, lasting, share, time, times
+from dsv2_compile.autotune.report.tables import cell, code, dl, reasons, table, where
 from dsv2_compile.autotune.trial import OK
 
 _FASTEST = 10
@@ -36,8 +36,8 @@ def _title(case: Case) -> str:
     w = case.winner
     found = f"{time(w.microseconds)}, {share(w.of_bound)} of the bound" if w else "nothing usable"
     what = f" · {escape(case.what)}" if case.what else ""
-    where = f"{escape(case.key.target)} · {escape(sizes(case.key))}"
-    return f'<b>{escape(case.key.kernel)}</b>{what} · {where} <span class="soft">· {found}</span>'
+    at = f"{escape(case.key.target)} · {where(case)}"
+    return f'<b>{escape(case.key.kernel)}</b>{what} · {at} <span class="soft">· {found}</span>'
 
 
 def _facts(case: Case) -> str:
@@ -66,13 +66,15 @@ def _default(case: Case) -> str:
 
 def _series(case: Case, series: Series, number: int) -> str:
     name = series.judge[0].upper() + series.judge[1:]
-    heading = name if series.measured else f"{name}: predicted, not measured"
+    heading = name if series.measured else f"Predicted, not measured: {series.judge.removeprefix('predicted, ')}"
     lost = series.configs - series.counts[OK]
-    told = [f"{count(series.trials)} trials of {count(series.configs)} configurations in {lasting(series.seconds)}"]
+    told = [
+        f"{counted(series.trials, 'trial')} of {counted(series.configs, 'configuration')} in {lasting(series.seconds)}"
+    ]
     if series.best:
         found = series.curve[-1][0]
         told.append(f"the best came at trial {count(found)}")
-        told.append(f"{count(series.near)} configurations are within 5 % of it")
+        told.append(f"{count(series.near)} of the configurations, itself among them, are within 5 % of it")
     if len(series.points) < series.configs:
         told.append(f"drawn are {count(len(series.points))}, the fastest and every n-th of the others")
     why = f"<details><summary>{count(lost)} not usable</summary>{reasons(series.reasons)}</details>" if lost else ""
@@ -119,8 +121,8 @@ def _mark(p: Point, case: Case) -> str:
 def _agreement(a: Agreement) -> str:
     return (
         '<section class="series"><h3>Does the prediction rank as the measurement does?</h3>'
-        f"<p>{escape(a.predicted_by)} against {escape(a.measured_by)}: measured times are {times(a.scale)} the "
-        f"predicted ones (median). Taking the configuration predicted best would cost {share(a.regret)} over the best "
-        f"measured; measuring the five predicted best, {share(a.regret_of_5)}.</p>"
+        f"<p>Of {counted(a.configs, 'configuration')}: {escape(a.predicted_by)}, and {escape(a.measured_by)}. Measured "
+        f"times are {times(a.scale)} the predicted ones (median). Taking the configuration predicted best would cost "
+        f"{share(a.regret)} over the best measured; measuring the five predicted best, {share(a.regret_of_5)}.</p>"
         f'<div class="plots">{scatter(a)}</div></section>'
     )

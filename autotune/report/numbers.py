@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def time(microseconds: float) -> str:
     """Four digits, or fewer where the others are 0, and a unit."""
-    for unit, scale in (("µs", 1.0), ("ms", 1e3)):
+    for unit, scale in (("ns", 1e-3), ("µs", 1.0), ("ms", 1e3)):
         if microseconds < 1000 * scale:
             return f"{microseconds / scale:.4g} {unit}"
     return f"{microseconds / 1e6:.4g} s"
@@ -15,9 +15,14 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+def counted(n: int, noun: str) -> str:
+    """2 files"""
+    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
+
+
 def times(ratio: float) -> str:
     """2.31×"""
-    return f"{ratio:.3g}×"
+    return f"{ratio:.3g}×" if ratio < 999.5 else f"{ratio:,.0f}×"
 
 
 def share(ratio: float) -> str:

@@ -13,7 +13,8 @@ function element(name, text, more = {}) {
 }
 
 function time(us) {
-  return us < 1e3 ? `${+us.toPrecision(4)} µs` : us < 1e6 ? `${+(us / 1e3).toPrecision(4)} ms` : `${+(us / 1e6).toPrecision(4)} s`;
+  const [unit, scale] = [["ns", 1e-3], ["µs", 1], ["ms", 1e3], ["s", 1e6]].find(([u, s]) => us < 1e3 * s || u === "s");
+  return `${+(us / scale).toPrecision(4)} ${unit}`;
 }
 
 // One task at a time, chosen from a list, by the arrows beside it or by a link.
@@ -25,8 +26,7 @@ function chooser() {
     const group = element("optgroup", "", { label: part.target });
     for (const one of part.cases) {
       const i = cases.indexOf(one);
-      const sizes = Object.entries(one.key.sizes).map(([n, v]) => `${n} ${v}`).join(", ");
-      group.append(element("option", [one.key.kernel, one.what, sizes].filter(Boolean).join(" · "), { value: `t${i}` }));
+      group.append(element("option", [one.key.kernel, one.what, one.where].filter(Boolean).join(" · "), { value: `t${i}` }));
     }
     list.append(group);
   }
@@ -113,7 +113,7 @@ function spots(plot, one, series) {
   return x.map((n, i) => {
     const us = p.microseconds[i], status = STATUSES[p.status[i]];
     const y = us === null ? floor + 11 * rows.indexOf(status) + 6 : ay + by * Math.log10(us);
-    const of = `${Math.round(100 * one.bound / us)} % of the bound`;
+    const of = `${+(100 * one.bound / us).toPrecision(2)} % of the bound`;
     const how = us === null ? `${status}: ${p.reasons[p.reason[i]]}` : `${time(us)}, ${of}`;
     return [ax + bx * n, y, `${how} · trial ${p.trial[i]} · ${config(p, i)}`];
   });

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dsv2_compile.autotune.report.data import Case, Part, Report
 from dsv2_compile.autotune.report.details import details
-from dsv2_compile.autotune.report.numbers import count, lasting, share, time, times
-from dsv2_compile.autotune.report.tables import cell, code, dl, reasons, sizes, spark, spark_scale, table
+from dsv2_compile.autotune.report.numbers import count, counted, lasting, share, time, times
+from dsv2_compile.autotune.report.tables import breakable, cell, code, dl, reasons, spark, spark_scale, table, where
 
 _STYLE, _SCRIPT = (Path(__file__).with_name(name).read_text("utf-8") for name in ("page.css", "page.js"))
 PREDICTED_ONLY = "Predicted, not measured: nothing here has run on a GPU."
@@ -67,16 +67,18 @@ def verdict(report: Report) -> str:
 
 def notes(report: Report) -> list[str]:
     """What is not in the report, and why."""
-    said = [f"{count(n)} lines left out: {reason}." for reason, n in report.refused]
+    said = [f"{counted(n, 'line')} left out: {reason}." for reason, n in report.refused]
     if report.damaged:
-        said.insert(0, f"{count(report.damaged)} damaged lines left out.")
+        said.insert(0, f"{counted(report.damaged, 'damaged line')} left out.")
     if report.superseded:
-        said.append(f"{count(report.superseded)} trials of older sources, compilers or models left out.")
+        said.append(f"{counted(report.superseded, 'trial')} of older sources, compilers or models left out.")
     if report.left_out:
-        said.append(f"{count(report.left_out)} tasks with the fewest trials left out.")
+        said.append(f"{counted(report.left_out, 'task')} with the fewest trials left out.")
     thin = sum(len(s.points) < s.configs for c in report.cases for s in c.series)
     if thin:
-        said.append(f"In {count(thin)} tasks the plots show some of the configurations; all figures count every one.")
+        said.append(
+            f"Of {count(thin)} searches the plots show some of the configurations; all figures count every one."
+        )
     return said
 
 
@@ -89,7 +91,7 @@ def _notes(report: Report) -> str:
     items = "".join(f"<li>{escape(n)}</li>" for n in notes(report))
     files = "".join(f"<li><code>{escape(f)}</code></li>" for f in report.files)
     return (f'<ul class="notes">{items}</ul>' if items else "") + (
-        f'<details class="soft"><summary>{len(report.files)} files read</summary><ul>{files}</ul></details>'
+        f'<details class="soft"><summary>{counted(len(report.files), "file")} read</summary><ul>{files}</ul></details>'
     )
 
 
@@ -118,7 +120,7 @@ def _part(part: Part, numbered: dict[int, int]) -> str:
 def _summary(part: Part, numbered: dict[int, int]) -> str:
     scale = spark_scale(part.cases)
     head = (
-        "kernel", "what", "sizes", "trials", "not usable", "default", "best", "gain", "bound", "of the bound",
+        "kernel", "sizes", "trials", "not usable", "default", "best", "gain", "bound", "of the bound",
         f"1× to {times(scale.high)} the bound", "rests on",
     )  # fmt: skip
     rows = []
@@ -130,8 +132,7 @@ def _summary(part: Part, numbered: dict[int, int]) -> str:
         rows.append(
             [
                 cell(_link(c, numbered)),
-                cell(escape(c.what)),
-                cell(escape(sizes(c.key))),
+                cell(where(c)),
                 cell(count(m.trials if m else 0), m.trials if m else 0),
                 cell(_lost(c, lost), lost),
                 cell(_default(c), w.default if w and w.default else 0),
@@ -151,7 +152,7 @@ def _winners(part: Part, numbered: dict[int, int]) -> str:
     rows = [
         [
             cell(_link(c, numbered)),
-            cell(escape(sizes(c.key))),
+            cell(where(c)),
             cell(code(dict(c.winner.config))),
             cell(time(c.winner.microseconds), c.winner.microseconds),
             cell(_rests(c, c.winner.judge)),
@@ -164,7 +165,9 @@ def _winners(part: Part, numbered: dict[int, int]) -> str:
 
 
 def _link(c: Case, numbered: dict[int, int]) -> str:
-    return f'<a href="#t{numbered[id(c)]}">{escape(c.key.kernel)}</a>'
+    """And what one launch of it is for."""
+    name = f'<a href="#t{numbered[id(c)]}">{escape(c.key.kernel)}</a>'
+    return f'<div>{name}<div class="what">{breakable(c.what)}</div></div>'
 
 
 def _lost(c: Case, lost: int) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dsv2_compile.autotune.record import Key
 from dsv2_compile.autotune.report.axes import Axis
 from dsv2_compile.autotune.report.data import Case
 from dsv2_compile.autotune.report.numbers import count
@@ -63,8 +62,14 @@ def code(config: Mapping[str, int]) -> str:
     return f'<code class="config">{escape(json.dumps(config))}</code>'
 
 
-def sizes(key: Key) -> str:
-    return ", ".join(f"{n} {v}" for n, v in key.sizes) or "any"
+def breakable(name: str) -> str:
+    """A line may end behind a dot or an underscore."""
+    return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
+def where(case: Case) -> str:
+    """Sizes are broken between two of them alone."""
+    return escape(case.where).replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
 
 
 def spark_scale(cases: Iterable[Case]) -> Axis:

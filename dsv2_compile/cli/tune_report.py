@@ -82,14 +82,13 @@ def _tell(found: Report, console: Console) -> None:
 
 def _row(c: Case) -> list[str]:
     from dsv2_compile.autotune.report.numbers import share, time, times
-    from dsv2_compile.autotune.report.tables import sizes
 
     w, m = c.winner, c.main
     tried = [str(m.trials), str(m.configs - m.counts["ok"])] if m else ["0", "0"]
     default = time(w.default) if w and w.default else m.default.status if m and m.default else "-"
     best = [time(w.microseconds), times(w.gain) if w.gain else "-", time(c.bound), share(w.of_bound)] if w else []
     rests = w.judge if w else "nothing usable"
-    return [c.key.kernel, c.what, sizes(c.key), *tried, default, *(best or ["-", "-", time(c.bound), "-"]), rests]
+    return [c.key.kernel, c.what, c.where, *tried, default, *(best or ["-", "-", time(c.bound), "-"]), rests]
 
 
 COMMAND = Command("tune report", "Show what a sweep found as a page of plots and tables.", _arguments, _run)
