@@ -18,10 +18,10 @@ from dsv2_compile.backends.cuda.compile import compile_all
 from dsv2_compile.backends.cuda.draft import Choose, Draft
 from dsv2_compile.backends.cuda.lowering import lower
 from dsv2_compile.backends.cuda.toolchain import toolchain
-from dsv2_compile.backends.cuda.values import PAGE
 from dsv2_compile.compiler import Compiled, CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import IncompatibleError
+from dsv2_compile.kernels.gpu.shapes import PAGE
 from dsv2_compile.pipeline import cuda_records
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.progress import Progress

@@ -17,7 +17,6 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
     "*": lambda a, b: a * b,
     "cdiv": lambda a, b: -(-a // b),
     "min": min,
-    "max": max,
 }
 MAX_DEPTH = 16
 LIMIT = 1 << 62
@@ -77,10 +76,6 @@ def cdiv(a: Size, b: Size) -> Size:
 
 def minimum(a: Size, b: Size) -> Size:
     return apply("min", a, b)
-
-
-def maximum(a: Size, b: Size) -> Size:
-    return apply("max", a, b)
 
 
 def evaluate(e: Size, symbols: Mapping[str, int]) -> int:

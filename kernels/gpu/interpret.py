@@ -1,6 +1,6 @@
 """Runs Triton kernels on host memory, with every access checked and half types rounded as a GPU rounds them.
 
-Triton's interpreter is private API; this file is the only one that touches it, for triton 3.6 to 3.8. It
+Triton's interpreter is private API; this file is the only one that touches it, for the releases in `versions.py`. It
 differs from running under TRITON_INTERPRET=1: no environment variable, so the same process still compiles;
 bf16 products and conversions are right (the interpreter multiplies bf16 bit patterns as integers and
 truncates); arithmetic on halves without an upcast is an error; so is a load or store outside the memory
@@ -22,9 +22,8 @@ import triton.language as tl
 from triton.runtime import interpreter as ti
 from triton.runtime.jit import JITFunction
 
-from dsv2_compile.errors import IncompatibleError
+from dsv2_compile.kernels.gpu.versions import check_version
 
-SUPPORTED = ("3.6", "3.7", "3.8")
 _NARROW = {tl.bfloat16: ml_dtypes.bfloat16, tl.float8e4nv: ml_dtypes.float8_e4m3fn, tl.float8e5: ml_dtypes.float8_e5m2}
 _LARGEST = {tl.float8e4nv: 448.0, tl.float8e5: 57344.0}
 _HALVES = (tl.bfloat16, tl.float16, *_LARGEST)
@@ -74,12 +73,7 @@ def run(
     ``args``: name -> (type, value), in the source's order; the value of a ``*`` type is an address.
     ``order``: in which to run the programs, numbers with x fastest; results must not depend on it.
     """
-    version = ".".join(triton.__version__.split(".")[:2])
-    if version not in SUPPORTED:
-        raise IncompatibleError(
-            f"kernels run on the host with triton {SUPPORTED[0]} to {SUPPORTED[-1]}, this is {version}",
-            "install triton 3.7.1",
-        )
+    check_version(triton.__version__)
     dims = (*grid, 1, 1)[:3]
     if 0 in dims:
         return

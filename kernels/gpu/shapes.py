@@ -9,6 +9,7 @@ from dsv2_compile.config import ModelConfig
 from dsv2_compile.kernels.gpu.kernel import Dims
 
 PAGE = 64
+"""Positions of a cache page."""
 SPLITS = (2, 4, 8)
 """Parts of K that linear layers with few rows are cut in."""
 

@@ -13,7 +13,7 @@ from dsv2_compile.backends.cuda.arena import Life, lay_out
 from dsv2_compile.errors import IncompatibleError, IntegrityError
 from dsv2_compile.plan import expr, text
 from dsv2_compile.plan.check import problems
-from dsv2_compile.plan.expr import cdiv, evaluate, maximum, minimum, symbol
+from dsv2_compile.plan.expr import cdiv, evaluate, minimum, symbol
 from dsv2_compile.plan.plan import ALIGNMENT, SYMBOLS, Buffer, KernelEntry, Launch, Plan, PlanProgram, Pointer
 
 ROWS, BATCH, SLOTS = symbol("rows"), symbol("batch"), symbol("slots")
@@ -21,8 +21,8 @@ ROWS, BATCH, SLOTS = symbol("rows"), symbol("batch"), symbol("slots")
 
 @given(rows=st.integers(1, 10_000), batch=st.integers(1, 300), k=st.integers(1, 64))
 def test_expressions_are_the_integers_they_say(rows, batch, k):
-    e = minimum(cdiv(ROWS * 6, k) + BATCH, ROWS * 6) - maximum(BATCH, 3)
-    value = min(-(-rows * 6 // k) + batch, rows * 6) - max(batch, 3)
+    e = minimum(cdiv(ROWS * 6, k) + BATCH, ROWS * 6) - minimum(BATCH, 3)
+    value = min(-(-rows * 6 // k) + batch, rows * 6) - min(batch, 3)
     assert evaluate(e, {"rows": rows, "batch": batch}) == value
     again = expr.from_json(json.loads(json.dumps(expr.to_json(e))), SYMBOLS)
     assert again == e and evaluate(again, {"rows": rows, "batch": batch}) == value
@@ -35,7 +35,7 @@ def test_known_parts_are_computed_at_once():
 
 @pytest.mark.parametrize(
     "data",
-    ["tokens", 1.5, True, None, ["/", 1, 2], ["+", 1], ["+", 1, 2, 3], {"+": 1}, ["cdiv", "rows", 0],
+    ["tokens", 1.5, True, None, ["/", 1, 2], ["max", 1, 2], ["+", 1], ["+", 1, 2, 3], {"+": 1}, ["cdiv", "rows", 0],
      ["cdiv", "rows", "batch"], 1 << 63, [["+"], 1, 2]],
 )  # fmt: skip
 def test_what_is_no_expression_is_refused(data):

@@ -142,7 +142,7 @@ def _multiple(value: Argument) -> int:
         if value.op == "symbol":
             return 64 if value.args[0] == "slots" else 1
         a, b = map(_multiple, value.args)
-        return a * b if value.op == "*" else math.gcd(a, b) if value.op in ("+", "-", "min", "max") else 1
+        return a * b if value.op == "*" else math.gcd(a, b) if value.op in ("+", "-", "min") else 1
     return value
 
 

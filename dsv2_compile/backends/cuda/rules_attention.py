@@ -10,7 +10,6 @@ from torch import fx
 from dsv2_compile.backends.cuda.draft import BATCH, CONTEXT, ROWS, View, kernel
 from dsv2_compile.backends.cuda.rules_dense import linear
 from dsv2_compile.backends.cuda.values import (
-    PAGE,
     Deferred,
     Lowering,
     Rotated,
@@ -22,6 +21,7 @@ from dsv2_compile.backends.cuda.values import (
 )
 from dsv2_compile.kernels.gpu.mla_paged import parts_for
 from dsv2_compile.kernels.gpu.mla_split import FIELDS, partial_rows
+from dsv2_compile.kernels.gpu.shapes import PAGE
 from dsv2_compile.plan.plan import Pointer
 
 _ATEN, _DSV2 = torch.ops.aten, torch.ops.dsv2

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import subprocess
 from dataclasses import dataclass
 
 from dsv2_compile.errors import IncompatibleError
+from dsv2_compile.kernels.gpu.versions import INSTALL, check_version
 from dsv2_compile.targets import Target
 
-OLDEST, NEWEST = (3, 6), (3, 8)
-_INSTALL = f"Install one that is supported: pip install 'triton>={OLDEST[0]}.{OLDEST[1]},<{NEWEST[0]}.{NEWEST[1] + 1}'"
 KEPT = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"),
     *("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_CUOBJDUMP_PATH", "TRITON_NVDISASM_PATH"),
@@ -37,26 +35,13 @@ def toolchain(target: Target) -> Toolchain:
     try:
         import triton
     except ImportError as e:
-        raise IncompatibleError(f"GPU kernels need Triton: {e}.", _INSTALL) from None
+        raise IncompatibleError(f"GPU kernels need Triton: {e}.", INSTALL) from None
     check_version(triton.__version__)
     if triton.knobs.runtime.interpret:
         raise IncompatibleError("TRITON_INTERPRET is set, so Triton cannot compile.", "Unset it and run again.")
     nvidia = triton.knobs.nvidia
     ptxas = nvidia.ptxas_blackwell if target.architecture.number >= 100 else nvidia.ptxas
     return Toolchain(triton.__version__, _build(ptxas.path))
-
-
-def check_version(version: str) -> None:
-    found = re.match(r"(\d+)\.(\d+)", version)
-    number = (int(found[1]), int(found[2])) if found else (0, 0)
-    if number < OLDEST:
-        raise IncompatibleError(f"Triton {version} is older than {OLDEST[0]}.{OLDEST[1]}.", _INSTALL)
-    if number > NEWEST:
-        raise IncompatibleError(
-            f"Triton {version} is newer than {NEWEST[0]}.{NEWEST[1]}: since 3.9 it writes sm_90 cubins with ELF ABI 8, "
-            "which drivers of CUDA 12 may not load.",
-            _INSTALL,
-        )
 
 
 @functools.cache

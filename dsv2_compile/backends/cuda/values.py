@@ -17,8 +17,6 @@ from dsv2_compile.plan.expr import Size, evaluate
 from dsv2_compile.plan.plan import Pointer
 from dsv2_compile.program import Program
 
-PAGE = 64
-"""Positions of a cache page."""
 _FLOAT32 = ("rope.cos", "rope.sin")
 
 
