@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+from dsv2_compile.autotune.host_check import NAME, wrong_on_host
 from dsv2_compile.autotune.predict import VERSION, predict
 from dsv2_compile.autotune.record import PREDICTED
 from dsv2_compile.autotune.search import pairs
@@ -48,13 +49,16 @@ class PredictedJudge:
 
     def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
         """The default, if nothing is faster by more than `TIE`; else of those within `TIE` of the fastest the first
-        by their knobs."""
-        if not ranked:
-            return None
-        band = [t for t in ranked if t.microseconds <= ranked[0].microseconds * (1 + TIE)]
-        kept = default if default is not None and default.ok and default in band else None
-        chosen = kept or min(band, key=lambda t: pairs(t.config))
-        return Confirmed(chosen, ("compiled", "static checks", "no spills"))
+        by their knobs. What is wrong on the host is passed over."""
+        usable = list(ranked)
+        while usable:
+            band = [t for t in usable if t.microseconds <= usable[0].microseconds * (1 + TIE)]
+            chosen = default if default in band else min(band, key=lambda t: pairs(t.config))
+            assert chosen is not None
+            if not wrong_on_host(task.call.kernel, chosen.config, task.call.dtype):
+                return Confirmed(chosen, ("compiled", "static checks", "no spills", NAME))
+            usable.remove(chosen)
+        return None
 
 
 def requested(task: Task, config: Config) -> Request:

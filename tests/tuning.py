@@ -28,8 +28,10 @@ def linear(rows=8, **dims):
 
 
 def task(c, gpu=H800, triton="3.7.1", ptxas="p"):
-    default = KERNELS[c.kernel].default(dict(c.dims), gpu)
-    return Task(key_of(c, gpu.name, triton, ptxas), c, (), 1, "a test", pairs(default))
+    kernel = KERNELS[c.kernel]
+    default = kernel.default(dict(c.dims), gpu)
+    pointers = tuple(n for n, kind in kernel.args.items() if kind.startswith("*"))
+    return Task(key_of(c, gpu.name, triton, ptxas), c, pointers, 1, "a test", pairs(default))
 
 
 class Judge:
