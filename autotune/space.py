@@ -21,10 +21,13 @@ def plausible(call: Call, config: Config, target: Target) -> bool:
 
 
 def seeds(call: Call, target: Target, count: int) -> list[Config]:
-    """The ``count`` best of the space by estimate, best first; the same ones each time."""
-    ranked = ((estimate(call, c, target), i, c) for i, c in enumerate(_points(call)))
-    possible = ((e, i, c) for e, i, c in ranked if e is not None)
-    return [c for _, _, c in heapq.nsmallest(count, possible)]
+    """The ``count`` best of the space by estimate, best first; the same ones each time. Of points with one estimate,
+    the first: most of them differ in a knob that does nothing there."""
+    first: dict[float, Config] = {}
+    for config in _points(call):
+        if (found := estimate(call, config, target)) is not None:
+            first.setdefault(found, config)
+    return [first[found] for found in heapq.nsmallest(count, first)]
 
 
 def _points(call: Call) -> Iterator[Config]:
