@@ -23,6 +23,7 @@ STARTING = 60.0
 """Seconds that workers may take to start when there are no others."""
 ENDING = 2.0
 """Seconds that workers may take to end by themselves."""
+_INSTALL = "Install the same dsv2-compile and Triton on all its machines."
 
 
 @dataclass(eq=False)
@@ -119,13 +120,16 @@ class RayRunner(Generic[J, R]):
         nodes = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
         places = sorted((k, node) for node, n in nodes.items() for k in range(self._room(n["Resources"])))[:workers]
         self._vacant = [node for _, node in places]
-        self._fill()
+        try:
+            self._fill()
+        except ImportError as e:  # a Ray client's server reads what it is sent
+            raise IncompatibleError(f"The Ray cluster has no dsv2-compile: {e}.", _INSTALL) from None
         done, _ = wait(self._starting, STARTING)
         where = {future: nodes[self._starting[future].node]["NodeManagerAddress"] for future in done}
         if problems := sorted({f"{where[f]}: {problem}" for f in done for problem in self._started(f)}):
             raise IncompatibleError(
                 "Machines of the Ray cluster would not make the same kernels as this one.",
-                "Install the same dsv2-compile and Triton on all of them.",
+                _INSTALL,
                 problems,
             )
         if not self._idle:
