@@ -55,7 +55,8 @@ class Simulation:
     """``planted``: kind of mishap by configuration. ``noise``: standard deviation of a time, relative. ``level``: of
     the times of a process, which differ as much from one process to the next. ``times``: microseconds by
     configuration, others are made up. ``load``: file; while it is there, something else runs on the device and all
-    takes so many times as long as it says. ``pause``: seconds that every job takes."""
+    takes so many times as long as it says. ``pause``: seconds that every job takes. ``gone``: file; while it is there,
+    the device cannot be opened."""
 
     target: str
     planted: Mapping[Pairs, str] = field(default_factory=dict)
@@ -64,9 +65,12 @@ class Simulation:
     times: Mapping[Pairs, float] = field(default_factory=dict)
     load: str = ""
     pause: float = 0.0
+    gone: str = ""
 
 
 def start(setup: Simulation) -> Callable[[Job], tuple[Found | Failure, bool]]:
+    if setup.gone and os.path.exists(setup.gone):
+        raise OSError("CUDA_ERROR_DEVICE_UNAVAILABLE: Xid 79, as planted")
     bench = SimulatedBench(setup)
     answer = answering(bench, target(setup.target))
 

@@ -20,6 +20,7 @@ from dsv2_compile.backends.cuda.build_cache import BuildCache
 from dsv2_compile.backends.cuda.compile import Compiled, compile_each, request
 from dsv2_compile.backends.cuda.draft import Request
 from dsv2_compile.backends.cuda.pool import Runner
+from dsv2_compile.errors import PartialError
 from dsv2_compile.kernels.gpu.cases import follower
 from dsv2_compile.kernels.gpu.cases.makers import FEWEST
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config
@@ -29,11 +30,13 @@ from dsv2_compile.targets import Target
 CLOSE = 1.5
 """Candidates that take up to so many times as long as the best so far are timed with more repeats."""
 SEEDS = (1, 2, 3)
-RACES, RACE_SECONDS = 1000, 30.0
+RACES, RACE_SECONDS = 1000, 10.0
 ROUNDS = 12
 """Turns of a candidate and the default, in which each is timed."""
 CANDIDATES = 8
-"""Of the fastest, how many are looked at before none is taken."""
+"""Of the fastest, how many are looked at before the default is."""
+MOST_UNOPENED = 3
+"""Processes in a row that could not open the device, after which there is none."""
 
 
 class MeasuredJudge:
@@ -60,7 +63,7 @@ class MeasuredJudge:
         close = CLOSE * self._best.get(task.key, float("inf"))
         jobs = [Measure(subject, close, self._reference) for _, subject in ready]
         begin = time.monotonic()
-        with closing(self._measuring.run(jobs)) as outcomes:
+        with closing(self._outcomes(jobs)) as outcomes:
             for index, outcome in outcomes:
                 now = time.monotonic()
                 yield self._trial(task, ready[index][0], outcome, now - begin)
@@ -100,25 +103,23 @@ class MeasuredJudge:
         """The fastest that passes at held-out shapes and seeds, gives the same bits every time and, in turns with the
         default, is faster than that by more than chance; else the default, if it passes. Of those that are as fast
         as the fastest the first by their knobs; none that had no time of its own is taken."""
-        usable = [t for t in ranked if t.ok and t.microseconds > 0]
         kept = default if default is not None and default.ok else None
-        passed = self._passed(task, kept) if kept is not None else ""
         refuted: dict[str, str] = {}
-        for trial in candidates(usable)[:CANDIDATES]:
-            if kept is not None and pairs(trial.config) == pairs(kept.config):
-                if isinstance(passed, tuple):
-                    return _confirmed(kept, passed, refuted)
-                continue
+        for trial in candidates([t for t in ranked if t.ok and t.microseconds > 0])[:CANDIDATES]:
+            own = kept is not None and pairs(trial.config) == pairs(kept.config)
             checks = self._passed(task, trial)
             if isinstance(checks, str):
                 refuted[_words(trial.config)] = checks
-            elif kept is None or isinstance(passed, str):
+                kept = None if own else kept
+                continue
+            if own or kept is None:
                 return _confirmed(trial, checks, refuted)
-            elif faster := self._faster(task, trial, kept):
+            if faster := self._faster(task, trial, kept):
                 return _confirmed(faster, (*checks, "faster than the default"), refuted)
-            else:
-                return _confirmed(kept, passed, refuted)
-        return _confirmed(kept, passed, refuted) if kept is not None and isinstance(passed, tuple) else None
+            theirs = self._passed(task, kept)
+            return _confirmed(trial, checks, refuted) if isinstance(theirs, str) else _confirmed(kept, theirs, refuted)
+        theirs = "" if kept is None else self._passed(task, kept)
+        return None if kept is None or isinstance(theirs, str) else _confirmed(kept, theirs, refuted)
 
     def _passed(self, task: Task, trial: Trial) -> tuple[str, ...] | str:
         """What ``trial`` has passed, or what is wrong with it."""
@@ -128,7 +129,7 @@ class MeasuredJudge:
         jobs: list[Job] = [Verify(subject, shape, SEEDS) for shape in range(FEWEST)]
         jobs.append(Race(subject, RACES, RACE_SECONDS))
         runs = 0
-        with closing(self._measuring.run(jobs)) as outcomes:
+        with closing(self._outcomes(jobs)) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, Failure) or outcome.status != OK:
                     return outcome.reason
@@ -145,7 +146,7 @@ class MeasuredJudge:
         ours, theirs = self._subject(task, trial), self._subject(task, default)
         if isinstance(ours, str) or isinstance(theirs, str):
             return None
-        with closing(self._measuring.run([Compare(ours, theirs, ROUNDS)])) as outcomes:
+        with closing(self._outcomes([Compare(ours, theirs, ROUNDS)])) as outcomes:
             ((_, found),) = outcomes
         if isinstance(found, Failure) or found.status != OK:
             return None
@@ -154,6 +155,26 @@ class MeasuredJudge:
             return None
         in_turns = {"microseconds": found.microseconds, "margin": found.margin, "default": other}
         return replace(trial, facts={**trial.facts, "in_turns": in_turns | {"default_margin": margin}})
+
+    def _outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[int, Found | Failure], None, None]:
+        """Like `Measuring.run`; a process that could not open the device says nothing about its job. PartialError if
+        several in a row cannot."""
+        left, unopened, reason = list(range(len(jobs))), 0, ""
+        while left:
+            asked = list(left)
+            with closing(self._measuring.run([jobs[i] for i in asked])) as outcomes:
+                for at, outcome in outcomes:
+                    if isinstance(outcome, Failure) and not outcome.opened:
+                        unopened, reason = unopened + 1, _last_line(outcome)
+                        break
+                    unopened = 0
+                    left.remove(asked[at])
+                    yield asked[at], outcome
+            if unopened == MOST_UNOPENED:
+                raise PartialError(
+                    f"{self.device} cannot be opened any more: {reason}",
+                    "See what nvidia-smi says. Run the same command again: it goes on from the trials that were made.",
+                )
 
     def _subject(self, task: Task, trial: Trial) -> Subject | str:
         """Compiled, or why it is not."""
@@ -164,6 +185,11 @@ class MeasuredJudge:
 def _confirmed(trial: Trial, checks: tuple[str, ...], refuted: Mapping[str, str]) -> Confirmed:
     """``refuted``: faster ones that were not taken, and why."""
     return Confirmed(replace(trial, facts={**trial.facts, "refuted": dict(refuted)}) if refuted else trial, checks)
+
+
+def _last_line(failure: Failure) -> str:
+    lines = failure.log.strip().splitlines()
+    return lines[-1].strip() if lines else failure.reason
 
 
 def _words(config: Config) -> str:
