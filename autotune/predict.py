@@ -26,7 +26,8 @@ from functools import lru_cache
 
 from dsv2_compile.autotune.predict_code import BY_WARPGROUPS, WARP, Code, guess, read
 from dsv2_compile.backends.cuda.compile import Compiled
-from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config, Work
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.targets import Target
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from dsv2_compile.backends.cuda.compile import Compiled
-from dsv2_compile.kernels.gpu.kernel import Config, Work
+from dsv2_compile.kernels.gpu.kernel import Config
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.targets import Architecture, Target
 
 WARP = 32
@@ -57,9 +58,10 @@ def read(work: Work, config: Config, built: Compiled, itemsize: int) -> Code:
     bytes that it loads, and the FLOP where they say less: small tiles are loaded or multiplied more than once."""
     assert built.usage is not None and built.report is not None and built.cubin is not None
     loop, code, warps = dict(built.usage.loop), dict(built.usage.code), built.cubin.warps
-    tile = (work.shared or work.loaded / work.steps) * itemsize / 2
+    # every lane loads something
+    tile = max(_tile(work, itemsize), 4.0 * WARP * warps)
     loaded = (loop.get("global_bytes", 0) + loop.get("async_bytes", 0)) * warps
-    ratios = [loaded / tile if tile else 0.0]
+    ratios = [loaded / tile]
     if work.matrix and loop.get("flops"):
         ratios.append(loop["flops"] * warps * work.steps / work.flops)
     if not loop or work.steps == 1:
@@ -114,7 +116,7 @@ def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | N
     # tiles that are not loaded ahead may follow one another in one place
     if shared - (0 if pipelined else work.shared // 2) > arch.shared_per_block:
         return None
-    tile = (work.shared or work.loaded / work.steps) * itemsize / 2
+    tile = _tile(work, itemsize)
     copies = max(1.0, tile / (_COPY * threads))
     vector = work.vector / work.steps / threads
     flops = count = traffic = spread = 0.0
@@ -179,6 +181,11 @@ def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | N
         dependent=_dependent(work) if products and not group else 0.0,
         outside=200 + 3 * per_thread,
     )
+
+
+def _tile(work: Work, itemsize: int) -> float:
+    """Bytes that a turn of the main loop loads."""
+    return work.tile or (work.shared or work.loaded / work.steps) * itemsize / 2
 
 
 def _products(work: Work) -> list[tuple[int, float]]:

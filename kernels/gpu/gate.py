@@ -16,13 +16,13 @@ from dsv2_compile.kernels.gpu.kernel import (
     Grid,
     Kernel,
     Sizes,
-    Work,
     next_power_of_2,
     register,
     rows_hint,
     without_hint,
 )
 from dsv2_compile.kernels.gpu.source import gate as source
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.kernels.ops.moe import gate
 from dsv2_compile.plan.expr import cdiv
 from dsv2_compile.targets import Target

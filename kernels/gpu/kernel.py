@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from dsv2_compile.kernels.dialect import Cost
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.plan.expr import Size
 from dsv2_compile.targets import Target
 
@@ -44,56 +45,6 @@ class Call:
     @staticmethod
     def of(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], dtype: str) -> Call:
         return Call(kernel.name, tuple(sorted(dims.items())), tuple(sorted(sizes.items())), dtype)
-
-
-@dataclass(frozen=True)
-class Panels:
-    """Order in which blocks go over a product of ``rows`` by ``columns`` tiles, ``repeats`` times: ``group`` rows of
-    tiles together, column by column. ``row_bytes``, ``column_bytes``: operands of one row or column of tiles."""
-
-    rows: int
-    columns: int
-    row_bytes: float
-    column_bytes: float
-    group: int
-    repeats: int = 1
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one block of a launch does, by formula, on average over the blocks that have something to do.
-
-    ``blocks``: all of them, ``idle``: those beside them that end at once. ``steps``: turns of a block's main loop.
-    ``loaded``, ``stored``: bytes that a block asks of L2 and gives to it at 2 bytes an element of T; what a mask keeps
-    away is not asked for. ``flops``: of a block, padding included: a tile of 16 rows for one row is 16 rows of work.
-    ``matrix``: they are on matrix units, ``side``: tile rows on the M side of these. ``vector``: elementwise
-    operations beside them. ``scores``: of a step of attention, products of ``width`` terms, beside those of which
-    ``sums`` are made. ``shared``: bytes of one stage of its tiles, ``held``: bytes in shared memory for all of
-    the loop. ``sums``: fp32 accumulators of a block. ``chain``: loads that wait for one another, the first tile's
-    included. ``address_stages``: stages of the pipeline that only fetch addresses, ``most_ahead``: tiles
-    that it loads ahead at most. ``looped``: the compiler sees a
-    loop, and not its only turn. ``panels``: see `Panels`; without
-    them what several blocks read is in L2."""
-
-    blocks: int
-    steps: int
-    loaded: float
-    stored: float
-    flops: float = 0.0
-    matrix: bool = False
-    shared: int = 0
-    sums: int = 0
-    idle: int = 0
-    side: int = 0
-    vector: float = 0.0
-    scores: int = 0
-    width: int = 0
-    held: int = 0
-    chain: int = 1
-    address_stages: int = 0
-    most_ahead: int = 99
-    looped: bool = True
-    panels: Panels | None = None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import torch
 
 from dsv2_compile.kernels.dialect import Cost
 from dsv2_compile.kernels.gpu import work_attention
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, Work, next_power_of_2, register
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import mla_paged as source
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.kernels.ops.attention import mla_absorbed
 from dsv2_compile.plan.expr import cdiv
 from dsv2_compile.targets import Architecture, Target

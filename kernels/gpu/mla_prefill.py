@@ -10,8 +10,9 @@ import torch
 
 from dsv2_compile.kernels.dialect import Cost
 from dsv2_compile.kernels.gpu import work_attention
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, Work, next_power_of_2, register
+from dsv2_compile.kernels.gpu.kernel import Config, Dims, Grid, Kernel, Sizes, next_power_of_2, register
 from dsv2_compile.kernels.gpu.source import mla_prefill as source
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.plan.expr import cdiv
 from dsv2_compile.targets import Target
 

@@ -105,7 +105,7 @@ SAMPLE = register(
         default=_default,
         reference=_sample_reference,
         cost=_cost,
-        work=sampling(passes=_PASSES, operations=16),
+        work=sampling(passes=_PASSES, operations=26),
     )
 )
 """tokens [rows] drawn from logits [rows, VOCAB]; temperature (0: as `ARGMAX`), top_p (1: all), top_k (0: all) and

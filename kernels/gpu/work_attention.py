@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Panels, Work
+from dsv2_compile.kernels.gpu.kernel import Config, Dims
+from dsv2_compile.kernels.gpu.work import Panels, Work
 
 
 def _absorbed(queries: int, block_n: int, steps: float, swap: bool, latent: int, rope: int) -> dict[str, Any]:
@@ -123,6 +124,7 @@ def combine(dims: Dims, config: Config, sizes: Mapping[str, int]) -> Work:
         loaded=4.0 * pieces * (width + 1),
         stored=2.0 * width,
         flops=3.0 * steps * config["BLOCK_S"] * width,
+        tile=4.0 * config["BLOCK_S"] * (width + 1),
         chain=3,
     )
 
@@ -137,4 +139,5 @@ def schedule(dims: Dims, config: Config, sizes: Mapping[str, int]) -> Work:
         loaded=8.0 * rows,
         stored=20.0 * (parts + 1),
         flops=2.0 * steps * config["BLOCK_R"] * (parts + 1),
+        tile=4.0 * config["BLOCK_R"],
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Panels, Work
+from dsv2_compile.kernels.gpu.kernel import Config, Dims
 from dsv2_compile.kernels.gpu.tiles import part_of
+from dsv2_compile.kernels.gpu.work import Panels, Work
 
 WorkOf = Callable[[Dims, Config, Mapping[str, int]], Work]
 

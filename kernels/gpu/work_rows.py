@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from dsv2_compile.kernels.gpu.kernel import Config, Dims, Work
+from dsv2_compile.kernels.gpu.kernel import Config, Dims
+from dsv2_compile.kernels.gpu.work import Work
 
 WorkOf = Callable[[Dims, Config, Mapping[str, int]], Work]
 
@@ -75,6 +76,7 @@ def dispatch(dims: Dims, config: Config, sizes: Mapping[str, int]) -> Work:
         loaded=8.0 * entries,
         stored=4.0 * (entries / experts + 1),
         flops=12.0 * turns * config["BLOCK"],
+        tile=4.0 * config["BLOCK"],
     )
 
 
@@ -90,6 +92,7 @@ def sampling(passes: int, operations: int) -> WorkOf:
             loaded=4.0 * passes * vocab,
             stored=4.0,
             flops=float(operations * steps * config["BLOCK"]),
+            tile=4.0 * config["BLOCK"],
         )
 
     return work
