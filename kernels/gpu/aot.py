@@ -113,10 +113,3 @@ def build(job: Job) -> Cubin:
         profile_scratch=m.profile_scratch_size,
         tensor_memory=m.tmem_size or 0,
     )
-
-
-def compile_kernel(
-    kernel: Kernel, dims: Dims, config: Config, dtype: str, target: Target, aligned: Mapping[str, bool] | None = None
-) -> Cubin:
-    """`build` of `job`, in this process."""
-    return build(job(kernel, dims, config, dtype, target, aligned))
