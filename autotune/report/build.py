@@ -49,6 +49,7 @@ def report(trials: Trials, base: Base, files: Sequence[str], targets: Sequence[s
     hidden = sum(len(es) for key in left_out for es in groups[key].values())
     refused = Counter(trials.refused)
     refused.update(re.sub(r"^\S+: ", "record: ", r) for r in base.refused)
+    refused += Counter({"record: its configuration means something else by now": len(base.stale)})
     return Report(
         files=tuple(files),
         damaged=trials.damaged + base.damaged,
