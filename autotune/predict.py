@@ -31,7 +31,7 @@ from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.targets import Target
 
-VERSION = 2
+VERSION = 3
 """Of the model. Records of another version are compared with nothing."""
 
 LAUNCH = 1.3
@@ -148,7 +148,7 @@ def _model(call: Call, config: Config, work: Work, code: Code, target: Target) -
     resident = min(code.blocks_per_sm, most)
     at_once = sms * code.blocks_per_sm
 
-    fetched = _fetched(work, _plain(call)[2], at_once, target) * itemsize / 2
+    fetched = _fetched(work, _plain(call)[2], at_once, target, config.get("SPLIT_K", 1) > 1) * itemsize / 2
     dram = fetched / (target.bandwidth * DRAM_SHARE) * 1e6
     everything = work.blocks * (loaded + stored)
     l2 = max(everything / (arch.l2_per_clock * sms), most * loaded / (PORT * PORT_SHARE)) * us
@@ -204,11 +204,11 @@ def _model(call: Call, config: Config, work: Work, code: Code, target: Target) -
     )
 
 
-def _fetched(work: Work, least: float, at_once: int, target: Target) -> float:
+def _fetched(work: Work, least: float, at_once: int, target: Target, partial: bool) -> float:
     """Bytes from and to DRAM: ``least``, operands that have left L2 before the next row of tiles asks for them, and
-    partial sums that do not fit it."""
+    results that are ``partial`` and do not fit it."""
     kept = L2_SHARE * target.l2
-    again = max(0.0, work.blocks * work.stored - kept)
+    again = max(0.0, work.blocks * work.stored - kept) if partial else 0.0
     if (p := work.panels) and p.rows * p.row_bytes + p.columns * p.column_bytes > kept:
         height = min(p.rows, max(p.group, at_once // p.columns))
         if p.columns * p.column_bytes > kept:

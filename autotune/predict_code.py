@@ -99,12 +99,10 @@ def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | N
     products: Triton pipelines none, and with one stage the code is the same. Rules of thumb, taken from what Triton 3.7
     makes of these kernels."""
     arch, warps, stages = target.architecture, config["num_warps"], config["num_stages"]
-    threads = warps * WARP
-    products = work.matrix and itemsize == 2
-    group = BY_WARPGROUPS.get(arch.capability, "") if products and work.side >= 64 and warps >= 4 else ""
-    matrix = group or ("HMMA" if products else "none")
+    threads, tile = warps * WARP, _tile(work, itemsize)
+    on_matrix_units = work.matrix and itemsize == 2
+    group = BY_WARPGROUPS.get(arch.capability, "") if on_matrix_units and work.side >= 64 and warps >= 4 else ""
     in_tensor_memory = group == "UTCHMMA"
-    per_thread = work.sums / threads
     if threads > arch.threads_per_block or (stages > 1 and not work.matrix):
         return None
     if work.looped and work.sums > (128 * arch.tensor_memory if in_tensor_memory else _MOST_SUMS * threads):
@@ -116,71 +114,79 @@ def guess(work: Work, config: Config, target: Target, itemsize: int) -> Code | N
     # tiles that are not loaded ahead may follow one another in one place
     if shared - (0 if pipelined else work.shared // 2) > arch.shared_per_block:
         return None
-    tile = _tile(work, itemsize)
-    copies = max(1.0, tile / (_COPY * threads))
-    vector = work.vector / work.steps / threads
-    flops = count = traffic = spread = 0.0
-    if products:
-        rows, groups = max(1.0, work.side / 64), warps / 4
-        for outputs, depth in _products(work):
-            if group:
-                # warp groups without rows of their own all make the scores
-                again = max(1.0, groups / rows) if outputs == work.scores else 1.0
-                flops += 2 * outputs * depth * again / warps
-                count += depth / 16 * max(1.0, rows / groups)
-                lines = outputs / work.side * rows + (0 if work.scores and outputs == work.sums else work.side)
-                traffic += 2 * depth * lines * again / warps
-                spread = max(spread, again)
-            else:
-                tiles = max(1.0, outputs / (_TILE * warps))
-                count += depth / 16 * tiles
-                flops += depth / 16 * tiles * _MMA
-                # fragments of a square of tiles
-                traffic += depth / 16 * 768 * math.sqrt(tiles)
-                spread = max(spread, _TILE * warps / outputs)
-        traffic += tile / warps
-        if work.scores:
-            vector += _SOFTMAX * work.scores * max(1.0, spread) / threads + per_thread
+
+    copies, sums = max(1.0, tile / (_COPY * threads)), work.sums / threads
+    products = _multiplied(work, warps, bool(group)) if on_matrix_units else _NOTHING
+    scores = work.scores * products.again / threads
+    vector = work.vector / work.steps / threads + (_SOFTMAX * scores + sums if work.scores else 0.0)
     fma, alu, instructions = vector / 2, vector / 2 + 2 * copies, vector + 4 * copies
-    if products:
-        instructions += (3.5 if group else 1.8) * count + 50
+    registers = 28 + sums * (1.5 if in_tensor_memory else 1.07)
+    if on_matrix_units:
+        instructions += (3.5 if group else 1.8) * products.count + 50
         alu += 20
-    else:
-        more = work.flops / work.steps / (2 * threads)
-        fma += more
-        alu += 1.6 * more * (2 / itemsize)
-        instructions += 3 * more + 10
-    registers = 28 + per_thread * (1.5 if in_tensor_memory else 1.07)
-    if products:
-        if work.scores:
-            registers += 1.5 * work.scores * max(1.0, spread) / threads + 2 * copies
-        registers += 0 if pipelined else 0.6 * tile / threads / 4
+        registers += (1.5 * scores + 2 * copies if work.scores else 0) + (0 if pipelined else 0.15 * tile / threads)
         # fragments of the queries, if all fit; each warp has 16 of their rows at least
         registers += 0 if group else work.held / 256 * max(16 / max(work.side, 16), 1 / warps)
-    elif work.looped:
-        registers += 8
+    else:
+        elements = work.flops / work.steps / (2 * threads)
+        fma, instructions = fma + elements, instructions + 3 * elements + 10
+        alu += 1.6 * elements * (2 / itemsize)
+        registers += 8 * work.looped
     return Code(
         warps=warps,
-        blocks_per_sm=_blocks_per_sm(
-            arch,
-            warps,
-            min(round(registers), arch.registers_per_thread),
-            shared,
-        ),
-        matrix=matrix,
+        blocks_per_sm=_blocks_per_sm(arch, warps, min(round(registers), arch.registers_per_thread), shared),
+        matrix=group or ("HMMA" if on_matrix_units else "none"),
         ahead=max(0, ahead - work.address_stages),
         instructions=instructions,
         fma=fma,
         alu=alu,
-        special=vector / 12,
-        products=count,
+        special=vector / _SOFTMAX,
+        products=products.count,
         barriers=4.0 if work.matrix else 0.0,
         spills=2.0 * max(0.0, registers - arch.registers_per_thread),
-        shared=traffic,
-        flops=flops,
-        dependent=_dependent(work) if products and not group else 0.0,
-        outside=200 + 3 * per_thread,
+        shared=products.traffic + (tile / warps if on_matrix_units else 0.0),
+        flops=products.flops,
+        dependent=_dependent(work) if on_matrix_units and not group else 0.0,
+        outside=200 + 3 * sums,
     )
+
+
+@dataclass(frozen=True)
+class _Multiplied:
+    """Of a warp in a step: FLOP, instructions and bytes of operands from shared memory. ``again``: how often the same
+    is multiplied, where there are more warps than rows for them."""
+
+    flops: float
+    count: float
+    traffic: float
+    again: float
+
+
+_NOTHING = _Multiplied(0.0, 0.0, 0.0, 1.0)
+
+
+def _multiplied(work: Work, warps: int, by_warpgroups: bool) -> _Multiplied:
+    flops = count = traffic = 0.0
+    most = 1.0
+    rows, groups = max(1.0, work.side / 64), warps / 4
+    for outputs, depth in _products(work):
+        scores = outputs == work.scores
+        if by_warpgroups:
+            # the warp groups share the columns of sums, but not of scores; probabilities are in registers
+            again = max(1.0, groups / rows) if scores else 1.0
+            lines = outputs / work.side * rows + (work.side if scores or not work.scores else 0)
+            flops += 2 * outputs * depth * again / warps
+            count += depth / 16 * max(1.0, rows / groups)
+            traffic += 2 * depth * lines * again / warps
+        else:
+            again = max(1.0, _TILE * warps / outputs)
+            tiles = outputs * again / (_TILE * warps)
+            flops += depth / 16 * tiles * _MMA
+            count += depth / 16 * tiles
+            # fragments of a square of tiles
+            traffic += depth / 16 * 768 * math.sqrt(tiles)
+        most = max(most, again)
+    return _Multiplied(flops, count, traffic, most)
 
 
 def _tile(work: Work, itemsize: int) -> float:
