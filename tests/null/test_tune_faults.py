@@ -23,7 +23,8 @@ from dsv2_compile.autotune.search import pairs
 from dsv2_compile.autotune.trial import FAILED, OK, REFUSED
 from dsv2_compile.backends.cuda.build_cache import BuildCache
 from dsv2_compile.backends.cuda.pool import Pool
-from dsv2_compile.kernels.gpu.kernel import KERNELS, Work
+from dsv2_compile.kernels.gpu.kernel import KERNELS
+from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.processes import Failure, Worker, Workers
 from tests.gpu_fakes import UNLUCKY
 from tests.gpu_sources import MISHAPS
@@ -218,7 +219,7 @@ def kill_parents_and_workers(folder, kills, seed):
     """One after the other, at random moments; the last sweep runs to its end."""
     rng = random.Random(seed)
     for kill in range(kills):
-        with sweeping(folder, Simulation("h800", pause=0.03)) as pid:
+        with sweeping(folder, Simulation("h800", pause=0.03), 30 * kills) as pid:
             wait_for_more(folder)
             time.sleep(rng.uniform(0, 0.3))
             started = children(pid)
@@ -230,7 +231,7 @@ def kill_parents_and_workers(folder, kills, seed):
                 for worker in started:
                     os.kill(worker, signal.SIGKILL)
                 wait_for_more(folder)
-    with sweeping(folder, Simulation("h800")) as pid:
+    with sweeping(folder, Simulation("h800"), 30 * kills) as pid:
         assert os.waitpid(pid, 0)[1] == 0
 
 
