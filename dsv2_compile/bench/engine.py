@@ -16,10 +16,11 @@ from dsv2_compile.bench.machine import Machine, machine, own_memory
 from dsv2_compile.bench.measure import Ints, Measurements, Workload, filling, measure
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.progress import Progress
-from dsv2_compile.runtime import Engine, Session
+from dsv2_compile.runtime import Draw, Engine, Sampling, Session
 
 COSTS = "programs.json"
 _CACHE_ITEM = 4  # bytes of a cached value: float32
+_GREEDY = Draw(Sampling(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def bench_engine(
 
 
 class EngineSubject:
-    """A session as a `measure.Subject`."""
+    """A session as a `measure.Subject`: tokens are chosen where the engine chooses them, as in `generate`."""
 
     def __init__(self, config: ModelConfig, session: Session) -> None:
         self.vocab_size = config.vocab_size
@@ -105,7 +106,7 @@ class EngineSubject:
         self._session = session
 
     def prefill(self, tokens: Ints) -> Ints:
-        return _top(self._session.prefill(tokens, np.full(len(tokens), tokens.shape[1])))
+        return self._session.start(tokens, np.full(len(tokens), tokens.shape[1]), [_GREEDY] * len(tokens))
 
     def at(self, cached: int) -> None:
         layers, width = self._row
@@ -113,12 +114,7 @@ class EngineSubject:
         self._session.restore(filling((layers, batch, cached, width)), np.full(batch, cached))
 
     def decode(self, tokens: Ints) -> Ints:
-        return _top(self._session.decode(tokens))
-
-
-def _top(logits: np.ndarray[Any, np.dtype[np.float32]]) -> Ints:
-    top: Ints = logits.argmax(-1)
-    return top
+        return self._session.step(tokens, [_GREEDY] * len(tokens))
 
 
 def traffic(root: Path, engine: Engine, measurements: Measurements, work: Workload) -> tuple[Traffic, ...]:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from dsv2_compile.errors import ModelError, UsageError
 from dsv2_compile.runtime import Engine, Sampling
-from dsv2_compile.runtime.sampling import Draw, sample
+from dsv2_compile.runtime.sampling import Draw, columns, sample
 from dsv2_compile.runtime.text import Text, TextStream
 from tests import toy_engine
 from tests.toy_engine import CONFIG, EOS, MAX_BATCH, MAX_SEQ, NAN
@@ -70,6 +70,22 @@ def test_extreme_logits_and_temperatures_stay_finite():
     with np.errstate(all="raise", under="ignore"):
         assert sample(values, Draw(Sampling(1e-300), 0.5)) in (0, 2)
         assert sample(values, Draw(Sampling(1e300), 0.5)) in (0, 1, 2)
+
+
+def test_a_draw_takes_a_random_number_only_where_it_decides():
+    rng, other = Sampling().stream(0), Sampling().stream(0)
+    assert Sampling().draw(rng) == Draw(Sampling(), 0.0)
+    assert Sampling(1.0).draw(rng) == Draw(Sampling(1.0), other.random())
+
+
+def test_draws_as_inputs_of_a_program_have_its_types_and_ranges():
+    found = columns([Draw(Sampling(1e300, 2**40, 0.5), 0.25), Draw(Sampling(), 0.0)])
+    assert {n: v.dtype.name for n, v in found.items()} == {
+        "temperature": "float32", "top_p": "float32", "top_k": "int32", "uniform": "float32",
+    }  # fmt: skip
+    assert {n: v.tolist() for n, v in found.items()} == {
+        "temperature": [np.inf, 0.0], "top_p": [0.5, 1.0], "top_k": [2**31 - 1, 0], "uniform": [0.25, 0.0],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
