@@ -17,6 +17,7 @@ from dsv2_compile.backends.cuda.instruction_mix import instructions, main_loop, 
 from dsv2_compile.checkpoint.presets import PRESETS
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Call
 from dsv2_compile.kernels.gpu.shapes import shapes
+from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.targets import GPUS, target
 
 H800, H200, H20, A100 = (target(n) for n in ("h800", "h200", "h20", "a100"))
@@ -202,19 +203,33 @@ def test_estimates_are_near_what_is_predicted_of_the_code(predicted):
         assert 0.7 < guess / predicted[what].microseconds < 1.4, what
 
 
-ROWS = (1, 4, 32, 64, 256, 2048, 4096)
+def calls(model):
+    """Of every shape, at several numbers of rows."""
+    for rows in (1, 4, 32, 64, 256, 2048, 4096):
+        for shape in shapes(PRESETS[model], rows):
+            batch = min(rows, 32)
+            yield shape, call_of(shape.kernel, shape.dims, rows=rows, batch=batch, context=max(rows, 1024 * batch))
 
 
 @pytest.mark.parametrize("model", PRESETS)
 def test_no_default_is_refused(model):
-    for rows in ROWS:
-        for shape in shapes(PRESETS[model], rows):
-            kernel, batch = KERNELS[shape.kernel], min(rows, 32)
-            call = call_of(shape.kernel, shape.dims, rows=rows, batch=batch, context=max(rows, 1024 * batch))
-            for gpu in GPUS.values():
-                found = estimate(call, kernel.default(shape.dims, gpu), gpu)
-                assert found is not None, (shape, gpu.name)
-                assert found >= bound(call, gpu), (shape, gpu.name)
+    for shape, call in calls(model):
+        for gpu in GPUS.values():
+            found = estimate(call, KERNELS[shape.kernel].default(shape.dims, gpu), gpu)
+            assert found is not None, (shape, gpu.name)
+            assert found >= bound(call, gpu), (shape, gpu.name)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_work_is_that_of_the_grid_and_no_less_than_the_cost(model):
+    for shape, call in calls(model):
+        kernel, sizes = KERNELS[shape.kernel], dict(call.sizes)
+        config = kernel.default(shape.dims, H800)
+        work, cost = kernel.work(shape.dims, config, sizes), kernel.cost(shape.dims, sizes)
+        grid = math.prod(evaluate(size, {}) for size in kernel.grid(shape.dims, config, sizes))
+        assert work.blocks + work.idle == grid, shape
+        assert work.blocks * (work.loaded + work.stored) > 0.97 * cost.bytes, shape
+        assert not work.matrix or work.blocks * work.flops > 0.97 * cost.flops, shape
 
 
 def test_fp32_moves_and_computes_more():
