@@ -67,7 +67,8 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
 
 
 def _local(workers: int, folder: str) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """Options and environment of a Ray whose files are all in ``folder``, those of killed workers too."""
+    """Options and environment of a Ray whose files are all in ``folder``, those of killed workers too, and whose
+    workers are no nicer than processes that we start ourselves."""
     options = {
         "address": "local",
         "num_cpus": workers,
@@ -75,7 +76,7 @@ def _local(workers: int, folder: str) -> tuple[dict[str, Any], Mapping[str, str]
         "object_store_memory": OBJECT_STORE,
         "_temp_dir": folder,
     }
-    return options, {**QUIET, "TMPDIR": folder}
+    return options, {**QUIET, "TMPDIR": folder, "RAY_worker_niceness": "0"}
 
 
 def _probe(address: str) -> None:

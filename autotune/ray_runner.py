@@ -28,10 +28,15 @@ _INSTALL = "Install the same dsv2-compile and Triton on all its machines."
 
 @dataclass(eq=False)
 class _Slot:
-    """``node``: id of it."""
+    """A worker. ``node``: its id. ``last``: of the job that it was given last."""
 
     node: str
     actor: Any
+    last: Future[Any] | None = None
+
+    @property
+    def free(self) -> bool:
+        return self.last is None or (self.last.done() and not self.last.exception())
 
 
 @dataclass(eq=False)
@@ -69,7 +74,6 @@ class RayRunner(Generic[J, R]):
         """Nodes that a worker is to be started on."""
         self._starting: dict[Future[Facts], _Slot] = {}
         self._ready: list[_Slot] = []
-        self._idle: list[_Slot] = []
         with ExitStack() as stack:
             stack.enter_context(connected(address, workers or len(os.sched_getaffinity(0))))
             stack.callback(self._end)
@@ -84,9 +88,12 @@ class RayRunner(Generic[J, R]):
             while waiting or busy:
                 self._fill()
                 while pair := self._pair(waiting):
-                    busy[pair[0].actor.run.remote(pair[1].job).future()] = pair
-                pending: set[Future[Any]] = {*busy, *self._starting}
-                done, _ = wait(pending, None if busy else STARTING, FIRST_COMPLETED)
+                    slot, task = pair
+                    slot.last = future = slot.actor.run.remote(task.job).future()
+                    busy[future] = pair
+                # of other runs too, which may be suspended: a worker is free as soon as its job is done
+                working: list[Future[Any]] = [s.last for s in self._ready if s.last and not s.free]
+                done, _ = wait({*busy, *working, *self._starting}, None if working else STARTING, FIRST_COMPLETED)
                 if not done:
                     raise PartialError(
                         f"Ray has no worker left; {len(waiting)} jobs are not done.",
@@ -102,7 +109,7 @@ class RayRunner(Generic[J, R]):
                     else:
                         yield task.index, outcome
         finally:
-            self._drop([slot for slot, _ in busy.values()])
+            self._drop([slot for future, (slot, _) in busy.items() if not future.done()])
 
     def close(self) -> None:
         self._stack.close()
@@ -132,7 +139,7 @@ class RayRunner(Generic[J, R]):
                 _INSTALL,
                 problems,
             )
-        if not self._idle:
+        if not self._ready:
             what = "GPU" if self._needs["num_gpus"] else "CPU"
             cause = f"none of its {len(places)} {what}s is free" if places else f"it has no {what}"
             raise ResourceError(f"The Ray cluster cannot take jobs: {cause}.", "Wait, or use --executor local.")
@@ -143,10 +150,11 @@ class RayRunner(Generic[J, R]):
         return min(int(have[name] // need) for name, need in self._needs.items() if need)
 
     def _fill(self) -> None:
-        """Start workers where there are none. One of a node that is gone will not get ready."""
+        """Replace workers that are lost. One of a node that is gone will not get ready."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        self._drop([s for s in self._ready if s.last and s.last.done() and not s.free])
         while self._vacant:
             node = self._vacant.pop()
             place = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -167,43 +175,35 @@ class RayRunner(Generic[J, R]):
             _stop([slot])
         else:
             self._ready.append(slot)
-            self._idle.append(slot)
         return problems
 
     def _outcome(self, future: Future[R], slot: _Slot, task: _Task[J]) -> R | None:
         """None if the job is to be tried again."""
-        from ray.exceptions import RayError
+        error = future.exception()
+        if error is None:
+            return future.result()
+        task.lost.append(slot.node)
+        if len(task.lost) <= RETRIES:
+            return None
+        return self._lost(f"lost with {len(task.lost)} workers, the last time: {_line(error)}")
 
-        try:
-            outcome = future.result()
-        except RayError as e:
-            self._drop([slot])
-            task.lost.append(slot.node)
-            if len(task.lost) <= RETRIES:
-                return None
-            return self._lost(f"lost with {len(task.lost)} workers, the last time: {_line(e)}")
-        self._idle.append(slot)
-        return outcome
-
-    def _drop(self, slots: Sequence[_Slot]) -> None:
+    def _drop(self, slots: Collection[_Slot]) -> None:
         _stop(slots)
-        for slot in slots:
-            self._ready.remove(slot)
-            self._vacant.append(slot.node)
+        self._ready = [slot for slot in self._ready if slot not in slots]
+        self._vacant += [slot.node for slot in slots]
 
     def _pair(self, waiting: deque[_Task[J]]) -> tuple[_Slot, _Task[J]] | None:
         """A worker and what it does next: nothing that was lost with its node before, unless there is no other."""
         nodes = {slot.node for slot in self._ready}
-        for slot in self._idle:
+        for slot in self._ready:
             for task in waiting:
-                if slot.node not in task.lost or nodes <= {*task.lost}:
-                    self._idle.remove(slot)
+                if slot.free and (slot.node not in task.lost or nodes <= {*task.lost}):
                     waiting.remove(task)
                     return slot, task
         return None
 
     def _end(self) -> None:
-        wait([slot.actor.close.remote().future() for slot in self._idle], ENDING)
+        wait([slot.actor.close.remote().future() for slot in self._ready if slot.free], ENDING)
         _stop([*self._ready, *self._starting.values()])
 
 
@@ -215,6 +215,6 @@ def _stop(slots: Collection[_Slot]) -> None:
         ray.kill(slot.actor)
 
 
-def _line(e: Exception) -> str:
+def _line(e: BaseException) -> str:
     """The error of a worker."""
     return " ".join(str(getattr(e, "cause", None) or e).split())[:300]

@@ -1,4 +1,5 @@
-"""Local runners for the actors of a Ray cluster that end when they should not, or tell where they are."""
+"""Local runners for the actors of a Ray cluster that end when they should not, or tell where they are. Itself a
+worker of measuring processes, which tells what it was given."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Mortal(Pool):
 
 
 class Where:
-    """Answers (job, node, GPUs); on the node ``stuck`` it does not answer."""
+    """Answers (job, node); on the node ``stuck`` it does not answer."""
 
     def __init__(self, stuck=""):
         self._stuck = stuck
@@ -38,7 +39,11 @@ class Where:
         if node == self._stuck:
             time.sleep(600)
         for index, job in enumerate(jobs):
-            yield index, (job, node, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            yield index, (job, node)
 
     def close(self):
         pass
+
+
+def start(setup):
+    return lambda job: ((setup, job, os.environ.get("CUDA_VISIBLE_DEVICES")), False)

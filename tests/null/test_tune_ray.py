@@ -22,6 +22,7 @@ import pytest
 import dsv2_compile
 from dsv2_compile.autotune import ray_cluster, ray_runner
 from dsv2_compile.autotune.executors import executor
+from dsv2_compile.autotune.measure.pool import MeasuringPool
 from dsv2_compile.autotune.ray_runner import RayRunner
 from dsv2_compile.autotune.ray_worker import Facts
 from dsv2_compile.backends.cuda.build_cache import Built
@@ -104,9 +105,6 @@ def until(condition, seconds=30.0):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_two_workers_make_the_same_and_a_signal_leaves_nothing(number):
-    with Pool(2) as pool:
-        expected = [seen(o) for o in outcomes(pool, [job(r) for r in MIXED])]
-    assert expected[1] == "the compiler was ended by SIGSEGV"
     with short_folder() as folder:
         process = subprocess.Popen(
             [sys.executable, "-c", LOCAL_RAY],
@@ -115,6 +113,9 @@ def test_two_workers_make_the_same_and_a_signal_leaves_nothing(number):
             stderr=subprocess.PIPE,
             text=True,
         )
+        with Pool(2) as pool:
+            expected = [seen(o) for o in outcomes(pool, [job(r) for r in MIXED])]
+        assert expected[1] == "the compiler was ended by SIGSEGV"
         assert json.loads(process.stdout.readline()) == expected
         assert until(lambda: any(p.startswith("sleep") for p in processes_of(folder)))
         process.send_signal(number)
@@ -220,14 +221,18 @@ def test_what_is_left_is_cancelled_and_the_workers_come_back(joined):
         assert isinstance(found, Built)
 
 
-def test_jobs_go_to_the_nodes_with_gpus(joined):
-    with runner(Where, gpus=1) as ray:
-        found = outcomes(ray, ["a", "b", "c"])
-    (node,) = {node for _, node, _ in found}
-    assert [answer for answer, _, _ in found] == ["a", "b", "c"]
-    assert {gpus for _, _, gpus in found} == {"0"}
+def test_measuring_jobs_go_to_the_nodes_with_gpus(joined):
+    with runner(partial(MeasuringPool, "setup", "tests.ray_fakes"), gpus=1) as ray:
+        assert outcomes(ray, ["a", "b"]) == [("setup", "a", "0"), ("setup", "b", "0")]
     with runner(Where) as ray:
-        assert {node for _, node, _ in outcomes(ray, list(range(20)))} > {node}
+        assert len({node for _, node in outcomes(ray, range(20))}) == 2
+
+
+def test_two_runs_share_the_workers(joined):
+    with runner(Where) as ray, closing(ray.run(["a", "b", "c", "d"])) as first:
+        early = [next(first)]
+        assert [job for job, _ in outcomes(ray, ["x", "y", "z"])] == ["x", "y", "z"]
+        assert sorted(job for _, (job, _) in [*early, *first]) == ["a", "b", "c", "d"]
 
 
 def test_a_cluster_with_nothing_free_is_told(joined, monkeypatch):
@@ -267,7 +272,7 @@ def test_a_node_that_goes_away_costs_its_jobs_a_retry(joined):
         leaving.start()
         found = outcomes(everywhere, list(range(6)))
         leaving.join()
-        assert [answer for answer, _, _ in found] == list(range(6))
-        assert node.node_id not in {where for _, where, _ in found}
+        assert [answer for answer, _ in found] == list(range(6))
+        assert node.node_id not in {where for _, where in found}
         with pytest.raises(PartialError, match="no worker left; 2 jobs"):
             outcomes(there, ["a", "b"])
