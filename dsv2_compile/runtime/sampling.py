@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from dsv2_compile.errors import UsageError
 
+HOTTEST = 1e38
+"""Temperature in fp32, finite so that logits of -inf stay impossible; all others are alike long before."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -56,13 +59,12 @@ class Draw:
 def columns(draws: Sequence[Draw]) -> dict[str, NDArray[Any]]:
     """What the programs of a native plan take of ``draws``, by input, a value each."""
     most = np.iinfo(np.int32).max
-    with np.errstate(over="ignore"):  # an infinite temperature makes all tokens alike, as one of 1e300 does
-        return {
-            "temperature": np.array([d.sampling.temperature for d in draws]).astype(np.float32),
-            "top_p": np.array([d.sampling.top_p for d in draws], np.float32),
-            "top_k": np.array([min(d.sampling.top_k, most) for d in draws], np.int32),
-            "uniform": np.array([d.uniform for d in draws], np.float32),
-        }
+    return {
+        "temperature": np.array([min(d.sampling.temperature, HOTTEST) for d in draws], np.float32),
+        "top_p": np.array([d.sampling.top_p for d in draws], np.float32),
+        "top_k": np.array([min(d.sampling.top_k, most) for d in draws], np.int32),
+        "uniform": np.array([d.uniform for d in draws], np.float32),
+    }
 
 
 def sample(logits: NDArray[np.float32], draw: Draw) -> int:

@@ -84,7 +84,7 @@ def test_draws_as_inputs_of_a_program_have_its_types_and_ranges():
         "temperature": "float32", "top_p": "float32", "top_k": "int32", "uniform": "float32",
     }  # fmt: skip
     assert {n: v.tolist() for n, v in found.items()} == {
-        "temperature": [np.inf, 0.0], "top_p": [0.5, 1.0], "top_k": [2**31 - 1, 0], "uniform": [0.25, 0.0],
+        "temperature": [np.float32(1e38), 0.0], "top_p": [0.5, 1.0], "top_k": [2**31 - 1, 0], "uniform": [0.25, 0.0],
     }  # fmt: skip
 
 
