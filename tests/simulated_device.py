@@ -38,8 +38,8 @@ from dsv2_compile.processes import Failure
 from dsv2_compile.targets import Target, target
 
 DEVICE = "SIMULATED device of the tests"
-COPY_MICROSECONDS = 100.0
-COPY_BYTES = 200 << 20
+REFERENCES = {"copy": 100.0, "product": 200.0}
+"""Microseconds."""
 
 MISHAPS = ("crash", "hang", "fault", "raise", "late fault")
 """A process that ends, one that does not answer, a device that is lost, an error that passes, a device that is lost
@@ -134,11 +134,11 @@ class SimulatedBench:
         except OSError:
             return 1.0
 
-    def reference(self) -> float:
-        return self._noisy(COPY_MICROSECONDS)
+    def reference(self) -> dict[str, float]:
+        return {name: self._noisy(time) for name, time in REFERENCES.items()}
 
-    def bandwidth(self) -> float:
-        return COPY_BYTES / (COPY_MICROSECONDS * 1e-6)
+    def rates(self) -> tuple[float, float]:
+        return 0.8 * self._target.bandwidth, 0.7 * self._target.flops
 
     def facts(self) -> dict[str, Any]:
         return {"simulated": True}

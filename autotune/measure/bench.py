@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from dsv2_compile.autotune.measure.answers import checked_case, held_out_cases, timed_case
-from dsv2_compile.autotune.measure.jobs import Step, Subject
+from dsv2_compile.autotune.measure.jobs import Subject
 from dsv2_compile.autotune.measure.nvml import Nvml
-from dsv2_compile.autotune.measure.stats import median
+from dsv2_compile.autotune.measure.speed import Reference, Speed, as_bytes, put
 from dsv2_compile.devices.device import Argument, Device, Work
 from dsv2_compile.devices.guarded import Guarded
 from dsv2_compile.devices.host_driver import HostDriver
@@ -26,9 +26,6 @@ from dsv2_compile.targets import Target
 
 SECONDS = 1.0
 """Of replays in one go, at most."""
-COPIED, COPIED_ON_HOST = 128 << 20, 1 << 10
-"""Bytes that the reference copy reads, and writes."""
-COPY_REPEATS = 10
 COLD = 3
 """Copies of a call's tensors are this many times as large as the L2, and there are as many, while they take no more
 than `FEW_BYTES`."""
@@ -38,16 +35,14 @@ _KEPT = 2
 
 
 class DeviceBench:
-    """A `Bench`. ``copy``: the launch that serves as the reference of speed."""
+    """A `Bench`."""
 
-    def __init__(self, device: Device, copy: Step) -> None:
-        self._device = device
+    def __init__(self, device: Device, speed: Speed) -> None:
+        self._device, self._speed = device, speed
         self._nvml = Nvml()
         self._call: Call | None = None
         self._inputs: list[dict[str, int]] = []
         self._ready: dict[Subject, tuple[list[Work], list[int]]] = {}
-        self._copy, self._copied = self._reference_copy(copy)
-        self._fastest = float("inf")
 
     # answers
 
@@ -78,8 +73,8 @@ class DeviceBench:
         case = timed_case(subject)
         tensors = _tensors(subject, case)
         written = {n for s in subject.steps for n in s.kernel.outputs} & tensors.keys()
-        given = {n: _bytes(t) for n, t in tensors.items() if t is not None}
-        places = {n: self._put(b) for n, b in given.items()}
+        given = {n: as_bytes(t) for n, t in tensors.items() if t is not None}
+        places = {n: put(self._device, b) for n, b in given.items()}
         first: dict[str, NDArray[np.uint8]] = {}
         try:
             work = self._launches(subject, case, places)
@@ -120,14 +115,14 @@ class DeviceBench:
 
     def _prepare(self, subject: Subject) -> tuple[list[Work], list[int]]:
         case = timed_case(subject)
-        tensors = {n: _bytes(t) for n, t in _tensors(subject, case).items() if t is not None}
+        tensors = {n: as_bytes(t) for n, t in _tensors(subject, case).items() if t is not None}
         names = set(case.inputs(torch.Generator().manual_seed(0))) & tensors.keys()
         count = copies(sum(len(b) for b in tensors.values()), self._device.target.l2)
         while len(self._inputs) < count:
-            self._inputs.append({n: self._put(tensors[n]) for n in names})
+            self._inputs.append({n: put(self._device, tensors[n]) for n in names})
         works, own = list[Work](), list[int]()
         for shared in self._inputs[:count]:
-            places = shared | {n: self._put(b) for n, b in tensors.items() if n not in names}
+            places = shared | {n: put(self._device, b) for n, b in tensors.items() if n not in names}
             own += [address for n, address in places.items() if n not in names]
             works.append(self._launches(subject, case, places))
         for work in works:  # a first launch may load the kernel, which no capture allows
@@ -148,13 +143,6 @@ class DeviceBench:
 
         return work
 
-    def _put(self, value: NDArray[np.uint8]) -> int:
-        address = self._device.driver.alloc(max(len(value), 1))
-        if len(value):
-            self._device.driver.copy_in(address, value)
-            self._device.driver.sync()
-        return address
-
     def _drop(self, subject: Subject) -> None:
         for address in self._ready.pop(subject)[1]:
             self._device.driver.free(address)
@@ -167,31 +155,13 @@ class DeviceBench:
                 self._device.driver.free(address)
         self._inputs = []
 
-    # the reference of speed
+    # the device
 
-    def _reference_copy(self, copy: Step) -> tuple[list[Work], int]:
-        """Rows of a table, one after the other, by the kernel that picks rows."""
-        device, n = self._device, int(copy.dims["N"])
-        nbytes = COPIED_ON_HOST if isinstance(device.driver, HostDriver) else COPIED
-        rows = max(nbytes // (2 * n), 1)
-        source = torch.randn(rows, n, generator=torch.Generator().manual_seed(0)).bfloat16()
-        args: dict[str, Argument] = {
-            "tokens": self._put(_bytes(torch.arange(rows, dtype=torch.int32))),
-            "table": self._put(_bytes(source)),
-            "out": self._put(_bytes(source)),
-        }
-        work = device.call(copy.kernel, copy.dims, copy.config, "bf16", {"rows": rows}, args, copy.cubin)
-        work()
-        device.driver.sync()
-        return [work], 4 * n * rows
+    def reference(self) -> dict[str, float]:
+        return self._speed.times()
 
-    def reference(self) -> float:
-        found = median(self._device.times(self._copy, SECONDS, COPY_REPEATS)) * 1e3
-        self._fastest = min(self._fastest, found)
-        return found
-
-    def bandwidth(self) -> float:
-        return self._copied / (self._fastest * 1e-6)
+    def rates(self) -> tuple[float, float]:
+        return self._speed.rates()
 
     def facts(self) -> dict[str, Any]:
         return {"rotated": len(self._inputs), **self._nvml.facts()}
@@ -218,13 +188,10 @@ def _tensors(subject: Subject, case: Case) -> Tensors:
     return found
 
 
-def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return found
-
-
-def open_bench(gpu: Target, copy: Step, host: bool) -> DeviceBench:
+def open_bench(gpu: Target, references: Mapping[str, Reference], host: bool) -> DeviceBench:
     """IncompatibleError if there is no GPU that can be used."""
     if host:
-        return DeviceBench(Device(HostDriver(gpu.capability), "cpu", replace(gpu, l2=0), repeats=2), copy)
-    return DeviceBench(Device(open_driver(0), "cpu", gpu, repeats=3), copy)
+        device = Device(HostDriver(gpu.capability), "cpu", replace(gpu, l2=0), repeats=2)
+    else:
+        device = Device(open_driver(0), "cpu", gpu, repeats=3)
+    return DeviceBench(device, Speed(device, references))

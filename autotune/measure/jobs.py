@@ -44,12 +44,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measure:
-    """Check, then time. ``close``: microseconds; what is not slower is timed with more repeats. ``reference``:
-    microseconds of the reference copy before anything else was timed, 0 if it was not yet."""
+    """Check, then time. ``close``: microseconds; what is not slower is timed with more repeats. ``reference``: what
+    `Bench.reference` said before anything else was timed, empty if nothing was yet."""
 
     subject: Subject
     close: float = float("inf")
-    reference: float = 0.0
+    reference: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class Bench(Protocol):
     def times(self, subject: Subject, repeats: int) -> list[float]:
         """Microseconds of one call, with cold caches, in each of about so many repeats."""
 
-    def reference(self) -> float:
-        """Microseconds of a copy that is always the same."""
+    def reference(self) -> dict[str, float]:
+        """Microseconds of kernels that are always the same, by name."""
 
-    def bandwidth(self) -> float:
-        """Bytes/s of that copy, at its fastest."""
+    def rates(self) -> tuple[float, float]:
+        """Bytes/s and FLOP/s of those, at their fastest."""
 
     def facts(self) -> dict[str, Any]:
         """How the device is doing, plain data."""

@@ -50,7 +50,7 @@ class MeasuredJudge:
         self.device = device
         self._target, self._runner, self._measuring, self._cache = target, runner, measuring, cache or BuildCache()
         self._best: dict[Key, float] = {}
-        self._reference = 0.0
+        self._reference: Mapping[str, float] = {}
 
     def judge(self, task: Task, configs: Sequence[Config]) -> Generator[Trial, None, None]:
         ready: list[tuple[Compiled, Subject]] = []
@@ -76,7 +76,7 @@ class MeasuredJudge:
         known = facts(built) | dict(outcome.facts)
         if outcome.status == OK:
             self._best[task.key] = min(self._best.get(task.key, float("inf")), outcome.microseconds)
-            self._reference = self._reference or float(outcome.facts.get("reference", 0.0))
+            self._reference = self._reference or outcome.facts["reference"]
         return Trial(config, outcome.status, outcome.microseconds, outcome.reason, taken, known)
 
     def _subjects(self, task: Task, configs: Sequence[Config]) -> Iterator[tuple[Compiled, Subject | tuple[str, str]]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
-from dsv2_compile.autotune.measure.jobs import Bench, Compare, Found, Job, Measure, Race, Step, Subject, Verify
+from dsv2_compile.autotune.measure.jobs import Bench, Compare, Found, Job, Measure, Race, Subject, Verify
+from dsv2_compile.autotune.measure.speed import Reference
 from dsv2_compile.autotune.measure.stats import margin, median, quantiles
 from dsv2_compile.autotune.predict import bound
 from dsv2_compile.autotune.trial import FAILED, IMPOSSIBLE, OK, REFUSED, WRONG
@@ -20,7 +21,7 @@ from dsv2_compile.targets import Target, target
 FEW, MANY = 8, 60
 """Replays that every candidate is timed with, and those beside them of one that is close to the best."""
 DRIFT = 0.05
-"""By how much the reference copy may differ from before and from the beginning."""
+"""By how much the reference kernels may differ from before and from the beginning."""
 ATTEMPTS = 3
 """At timing while the device drifts; the last one counts, with a flag."""
 PAUSE = 0.2
@@ -34,11 +35,11 @@ _REFUSED = frozenset(
 
 @dataclass(frozen=True)
 class Setup:
-    """``copy``: the kernel that serves as the reference of speed. ``host``: the host in place of the GPU, through the
+    """``references``: what the speed of the device is judged by. ``host``: the host in place of the GPU, through the
     interpreter."""
 
     target: str
-    copy: Step
+    references: Mapping[str, Reference]
     host: bool = False
 
 
@@ -46,7 +47,7 @@ def start(setup: Setup) -> Callable[[Job], tuple[Found | Failure, bool]]:
     """A worker of `processes`, on the first GPU."""
     from dsv2_compile.autotune.measure.bench import open_bench
 
-    return answering(open_bench(target(setup.target), setup.copy, setup.host), target(setup.target))
+    return answering(open_bench(target(setup.target), setup.references, setup.host), target(setup.target))
 
 
 def answering(bench: Bench, gpu: Target) -> Callable[[Job], tuple[Found | Failure, bool]]:
@@ -78,7 +79,7 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
         if median(times) <= job.close:
             times += bench.times(job.subject, MANY)
         after = bench.reference()
-        drift = max(abs(r / (job.reference or before) - 1) for r in (before, after))
+        drift = max(abs(r[n] / t - 1) for n, t in (job.reference or before).items() for r in (before, after))
         if drift <= DRIFT or not left:
             break
         time.sleep(PAUSE)
@@ -95,6 +96,8 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
     }
     if drift > DRIFT:
         facts["flag"] = f"the device drifted by {drift:.0%} while this was timed"
+    elif facts.get("others"):
+        facts["flag"] = f"{facts['others']} other processes computed on the device"
     if reason := impossible(job.subject, gpu, bench, median(times)):
         return Found(IMPOSSIBLE, reason, facts=facts if isfinite(middle) else {})
     return Found(OK, "", middle, margin(times), facts)
@@ -102,7 +105,8 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
 
 def impossible(subject: Subject, gpu: Target, bench: Bench, microseconds: float) -> str:
     """Why no call can take so little: it is below the roofline of the target, or of the device if that is faster."""
-    least = bound(subject.call, replace(gpu, bandwidth=max(gpu.bandwidth, bench.bandwidth())))
+    bandwidth, flops = bench.rates()
+    least = bound(subject.call, replace(gpu, bandwidth=max(gpu.bandwidth, bandwidth), flops=max(gpu.flops, flops)))
     if isfinite(microseconds) and microseconds > max(least, 0.0):
         return ""
     return f"{microseconds:.4g} us, the bound is {least:.4g} us"

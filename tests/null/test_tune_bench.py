@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from dsv2_compile.autotune.judges import judge_for
-from dsv2_compile.autotune.measure import worker
+from dsv2_compile.autotune.measure import speed, worker
 from dsv2_compile.autotune.measure.answers import remembering
-from dsv2_compile.autotune.measure.bench import COLD, DeviceBench, copies, open_bench
+from dsv2_compile.autotune.measure.bench import COLD, copies, open_bench
 from dsv2_compile.autotune.measure.jobs import Compare, Measure, Race, Step, Subject, Verify
 from dsv2_compile.autotune.record import PREDICTED
 from dsv2_compile.autotune.search import pairs
@@ -22,16 +21,14 @@ from dsv2_compile.kernels.gpu.cases import case_for, follower
 from dsv2_compile.kernels.gpu.check import check, on_host
 from dsv2_compile.kernels.gpu.kernel import KERNELS
 from dsv2_compile.runtime.native.driver import DriverError
-from tests import planted_edits as kinds
 from tests.planted_calls import CALLS
+from tests.planted_edits.core import ORDER
 from tests.planted_kernels import H800, planted, plants
-
-COPY = Step("embedding", (("N", 64),), pairs(KERNELS["embedding"].default({"N": 64}, H800)))
 
 
 @pytest.fixture(scope="module")
 def bench():
-    return open_bench(H800, COPY, host=True)
+    return open_bench(H800, speed.on_host(H800), host=True)
 
 
 @pytest.fixture
@@ -104,7 +101,7 @@ def chosen():
     """Two plants of each kind, of the smaller kernels. Programs run in one order here, so order is left out."""
     found = {}
     for plant in plants():
-        if plant.edit.kind != kinds.ORDER and plant.call.kernel in (
+        if plant.edit.kind != ORDER and plant.call.kernel in (
             "linear",
             "linear_swiglu",
             "rms_norm",
@@ -161,7 +158,7 @@ def test_other_bits_in_a_later_run_are_a_race(bench, answer, monkeypatch):
 
 def test_few_runs_are_told():
     one = subjects("rms_norm")[0]
-    found, _ = worker.answering(open_bench(H800, COPY, host=True), H800)(Race(one, 1000, 0.0))
+    found, _ = worker.answering(open_bench(H800, speed.on_host(H800), host=True), H800)(Race(one, 1000, 0.0))
     assert found.status == OK and found.facts == {"runs": 1}
 
 
@@ -245,5 +242,17 @@ def test_a_gpu_that_is_not_here_is_not_measured_on(monkeypatch):
         assert judge.provenance == PREDICTED and judge.device == ""
 
 
-def test_bytes_of_a_bench_are_those_of_its_tensors(bench):
-    assert isinstance(bench, DeviceBench) and np.isfinite(bench.reference()) and bench.bandwidth() > 0
+def test_references_of_speed_are_run(bench):
+    found = bench.reference()
+    assert found.keys() == {"copy", "product"} and min(found.values()) > 0
+    assert min(bench.rates()) > 0
+    fastest = bench.rates()
+    bench.reference()
+    assert all(now >= before for now, before in zip(bench.rates(), fastest, strict=True))
+
+
+def test_references_of_speed_are_compiled_for_every_gpu():
+    with Pool(1) as pool:
+        found = speed.compiled(H800, pool)
+    assert {n: r.step.cubin.image[:4] for n, r in found.items()} == dict.fromkeys(("copy", "product"), b"\x7fELF")
+    assert found["product"].step.config["SPLIT_K"] == 1

@@ -254,7 +254,7 @@ def test_a_device_that_is_faster_than_its_profile_moves_the_bound():
     subject = Subject(task(norm(rows=8192)).call, (Step("rms_norm", norm().dims, ()),))
     bench, least = SimulatedBench(Simulation("h800")), bound(subject.call, H800)
     assert impossible(subject, H800, bench, 0.9 * least)
-    bench.bandwidth = lambda: 2 * H800.bandwidth
+    bench.rates = lambda: (2 * H800.bandwidth, 0.0)
     assert not impossible(subject, H800, bench, 0.9 * least)
 
 
