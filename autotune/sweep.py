@@ -33,7 +33,7 @@ class Effort:
     seeds: int
 
 
-EFFORTS = {"quick": Effort(24, 12), "full": Effort(160, 32)}
+EFFORTS = {"quick": Effort(16, 10), "full": Effort(160, 32)}
 
 
 @dataclass

@@ -35,7 +35,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", metavar="K", action="append", default=[], help="this kernel only; repeatable")
     parser.add_argument("--budget", metavar="TIME", type=_time, default=float("inf"), help="most time: 90s, 30m, 2h")
     parser.add_argument(
-        "--effort", choices=EFFORTS, default="quick", help="configurations of a call: 24 or 160 (quick)"
+        "--effort", choices=EFFORTS, default="quick", help="configurations of a call: 16 or 160 (quick)"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of weights and activations (bfloat16)")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
