@@ -39,7 +39,7 @@ def by_rows(kernel: Kernel, build: Build, patterns: int = 1, per_row: str = "") 
         def affordable(rows: int) -> bool:
             return int(kernel.cost(dims, {**sizes, "rows": rows}).flops) <= limit
 
-        rows = edges(config, sizes["rows"], int(dims[per_row]) if per_row else 1)
+        rows = edges(kernel, config, sizes["rows"], int(dims[per_row]) if per_row else 0)
         found = list(islice(filter(affordable, rows), max(FEWEST, patterns)))
         found += [r for r in range(1, 2 * FEWEST) if r not in found][: max(FEWEST, patterns) - len(found)]
         return [build(dims, r, i % patterns) for i, r in enumerate(found, start=1)]
@@ -51,15 +51,16 @@ BLOCKS = {"BLOCK_M": 64, "TOKENS": 32, "BLOCK_R": 32, "BLOCK": 1024}
 """Knobs that are numbers of rows or of entries, and what they are taken for where nobody says."""
 
 
-def edges(config: Config, rows: int, entries: int = 1) -> list[int]:
-    """Numbers of rows at the edges of a configuration's blocks, ``entries`` a row, and others; the telling ones
-    first."""
-    name = next((n for n in BLOCKS if n in config), "BLOCK_M")
-    block = max(1, config.get(name, BLOCKS[name]) // entries)
-    group = config.get("GROUP_M", 1) * block
-    wanted = [block + 1, 1, block - 1, 2 * block + 1, block, group + 1, rows - 1, 3, rows + 1, 17, 2, 33, 7]
-    if name not in config or (name == "BLOCK" and entries == 1):  # a program has a row, BLOCK is of columns
+def edges(kernel: Kernel, config: Config, rows: int, entries: int) -> list[int]:
+    """Numbers of rows at the edges of a configuration's blocks, and others; the telling ones first. ``entries``: of a
+    row, where BLOCK is of entries; else it is of columns and a program has a row."""
+    knob = next((n for n in BLOCKS if n in kernel.space and (n != "BLOCK" or entries)), None)
+    if knob is None:
         wanted = [5, 1, 3, 2, 4, 9, 6, rows - 1, rows + 1, 7, 8]
+    else:
+        block = max(1, config.get(knob, BLOCKS[knob]) // max(entries, 1))
+        group = config.get("GROUP_M", 1) * block
+        wanted = [block + 1, 1, block - 1, 2 * block + 1, block, group + 1, rows - 1, 3, rows + 1, 2, 7, 4, 9, 17, 33]
     return list(dict.fromkeys(r for r in wanted if r > 0))
 
 

@@ -86,6 +86,7 @@ def _lengths(m: int, n: int) -> Iterator[Lengths]:
     """At the edges of blocks of ``m`` queries and ``n`` keys."""
     yield (m + 1, 1, m - 1), (n - 1, 0, n + 1)
     yield (5, 0, 7, 1), (0, 3, n, 3 * n + 8)
+    yield (m, m), (n - 3, n // 2 + 1)  # the diagonal of a tile goes through two blocks of keys
     yield (1,), (0,)
     yield (m,), (2 * n,)
     yield (2, n + 1), (2 * n - 1, 0)

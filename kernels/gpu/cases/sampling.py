@@ -23,6 +23,14 @@ def _smooth(g: torch.Generator, rows: int, vocab: int) -> torch.Tensor:
     return normal(g, rows, vocab, scale=3.0)
 
 
+def _ends(g: torch.Generator, rows: int, vocab: int) -> torch.Tensor:
+    """The last token is the likeliest, or the first, by turns."""
+    values = _smooth(g, rows, vocab)
+    values[::2, -1] = values[::2].amax(1) + 1
+    values[1::2, 0] = values[1::2].amax(1) + 1
+    return values
+
+
 def _tied(g: torch.Generator, rows: int, vocab: int) -> torch.Tensor:
     """Few distinct values, both zeros among them."""
     return (normal(g, rows, vocab) * 2).round() / 2 * (1.0 - torch.arange(vocab) % 2 * 2)
@@ -87,7 +95,7 @@ def _sample(vocab: int, rows: list[Row], logits: Logits = _smooth) -> Case:
     return Case(name, SAMPLE, {"VOCAB": vocab}, {"rows": len(rows)}, inputs, always(tokens=(len(rows),)))
 
 
-_LOGITS: tuple[Logits, ...] = (_smooth, _tied, _banned, _equal, _negative, _zeros)
+_LOGITS: tuple[Logits, ...] = (_smooth, _ends, _tied, _banned, _equal, _negative, _zeros)
 
 
 def _build_argmax(dims: Dims, rows: int, pattern: int) -> Case:
@@ -101,7 +109,7 @@ def _build_sample(dims: Dims, rows: int, pattern: int) -> Case:
     kinds: list[Row] = [(0.7, 0, True), (1.0, few, False), (0.0, 0, False), (1.3, several, True), (0.3, 0, False)]
     flat: list[Row] = [(1.0, few, True), (0.0, 0, False), (2.0, several, False), (1.0, 1, True)]
     logits = _LOGITS[max(pattern - 1, 0)]
-    chosen = kinds[:1] if pattern == 0 else kinds if logits in (_smooth, _banned) else flat
+    chosen = kinds[:1] if pattern == 0 else kinds if logits in (_smooth, _ends, _banned) else flat
     return _sample(vocab, [chosen[(r + rows) % len(chosen)] for r in range(rows)], logits)
 
 
