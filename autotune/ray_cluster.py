@@ -14,7 +14,7 @@ from typing import Any
 
 from dsv2_compile.errors import IncompatibleError
 
-JOINING = 12.0
+JOINING = 10.0
 """Seconds within which a cluster must answer."""
 OBJECT_STORE = 256 << 20
 """Bytes for cubins on their way, in shared memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -216,5 +217,7 @@ def _stop(slots: Collection[_Slot]) -> None:
 
 
 def _line(e: BaseException) -> str:
-    """The error of a worker."""
-    return " ".join(str(getattr(e, "cause", None) or e).split())[:300]
+    """The error of a worker: its first line says what Ray saw, its last one why."""
+    text = re.sub(r"\x1b\[\d*m", "", str(getattr(e, "cause", None) or e))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ... ".join(line[:200] for line in dict.fromkeys([*lines[:1], *lines[-1:]])) or type(e).__name__

@@ -136,7 +136,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
 
 
 def test_an_address_where_nobody_answers_is_told_in_time(monkeypatch):
-    assert ray_cluster.JOINING <= 12
+    assert ray_cluster.JOINING <= 10
     monkeypatch.setattr(ray_cluster, "JOINING", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
