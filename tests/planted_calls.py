@@ -141,5 +141,5 @@ CALLS: dict[str, dict[Call, Configs]] = {
         context=90,
     ),
     "argmax": _calls("argmax", _configs(("BLOCK",), (16,), (32,), (128,)), {"VOCAB": 77}, {"VOCAB": 65}),
-    "sample": _calls("sample", _configs(("BLOCK",), (16,), (64,)), {"VOCAB": 41}),
+    "sample": _calls("sample", _configs(("BLOCK",), (16,)), {"VOCAB": 41}),
 }

@@ -59,12 +59,7 @@ class DeviceBench:
             errors = check(case, subject.call.dtype, subject.steps[0].config, Guarded(self._device, cubins), seed, then)
         except Violation as e:
             return f"{case.name}: {e}"
-        failed = [
-            f"{e.output}: l2 {e.l2:.2e} of {e.limit_l2:.2e}, largest {e.largest:.2e} of {e.limit_largest:.2e}, "
-            f"{e.mistakes} mistakes"
-            for e in errors
-            if not e.passed
-        ]
+        failed = [str(e) for e in errors if not e.passed]
         return f"{case.name}: {'; '.join(failed)}" if failed else ""
 
     def race(self, subject: Subject, repeats: int, seconds: float) -> tuple[str, int]:

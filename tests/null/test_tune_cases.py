@@ -10,12 +10,13 @@ import torch
 from dsv2_compile.autotune.tasks import tasks_of
 from dsv2_compile.backends.cuda.lowering import lower
 from dsv2_compile.checkpoint.presets import PRESETS
+from dsv2_compile.kernels.gpu import check as checks
 from dsv2_compile.kernels.gpu.cases import LIMIT, case_for, follower, held_out
 from dsv2_compile.kernels.gpu.check import check, on_host, prepared
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Call
 from dsv2_compile.kernels.gpu.shapes import shapes
 from dsv2_compile.targets import target
-from tests import host_plans
+from tests import host_plans, planted_kernels
 from tests.native_plans import LIMITS, PAGES
 
 H800 = target("h800")
@@ -135,3 +136,30 @@ def test_held_out_cases_of_a_large_model_are_small():
         for case in found:
             flops = KERNELS[shape.kernel].cost(shape.dims, case.sizes).flops
             assert flops <= LIMIT or case.sizes["rows"] <= 16, (case.name, flops)
+
+
+@pytest.mark.parametrize(("kernel", "name", "large"), [("linear", "w", 5000), ("mla_decode", "cache", 3000)])
+def test_large_weights_and_caches_reach_the_reference_as_they_are_stored(kernel, name, large, monkeypatch):
+    monkeypatch.setattr(checks, "LARGE", large)
+    call, config = next((c, k) for c, k in planted_kernels.calls() if c.kernel == kernel)
+    case = case_for(call)
+    given = case.inputs(torch.Generator().manual_seed(0))
+    assert [n for n, t in given.items() if t is not None and t.numel() >= large] == [name]
+    assert given[name].dtype == torch.bfloat16 and given["x" if name == "w" else "q"].dtype == torch.float64
+    assert all(e.passed for e in check(case, "bf16", config, on_host))
+
+
+def test_a_small_error_in_one_head_of_many_is_found():
+    """It is too small for the sum of squares of all heads, and for the largest value."""
+    call = next(c for c in CALLS if c.kernel == "rope_query")
+    dims = {**dict(call.dims), "HEADS": 64, "Q_ROW": 64 * 24, "NOPE": 8, "ROPE": 16, "OUT_HEAD": 16, "OUT_OFFSET": 0}
+    case = case_for(Call.of(KERNELS["rope_query"], dims | {"OUT_ROW": 1024}, {"rows": 4}, "bf16"))
+    config = case.kernel.default(case.dims, H800)
+
+    def slightly_wrong(kernel, dims, config, sizes, dtype, tensors):
+        on_host(kernel, dims, config, sizes, dtype, tensors)
+        tensors["out"][1, 320:384] *= 1.012
+
+    (error,) = check(case, "bf16", config, slightly_wrong)
+    assert not error.passed and error.l2 <= error.limit_l2 and error.largest <= error.limit_largest
+    assert "local" in str(error)

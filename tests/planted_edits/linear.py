@@ -107,7 +107,7 @@ EDITS = [
     edit("head_linear", "head_linear", PLACE, "heads of out taken for dense", "out + head * OUT_HEAD",
         "out + head * N"),
     edit("head_linear", "head_linear", SCALE, "a head too large", "total = finish(total, BLOCK_M, SWAP)",
-        "total = finish(total, BLOCK_M, SWAP) * tl.where(head == HEADS - 1, 1.03, 1.0)"),
+        "total = finish(total, BLOCK_M, SWAP) * tl.where(head == HEADS - 1, 1.01, 1.0)"),
     edit(_SUM, "split_k_sum", SPLIT, "last part left out", "tl.static_range(SPLIT_K)", "tl.static_range(SPLIT_K - 1)"),
     edit(_SUM, "split_k_sum", SPLIT, "first part twice", "(row + part * rows)", "(row + max(part - 1, 0) * rows)"),
     edit(_SUM, "split_k_sum", PLACE, "parts a row too close", "part * rows)", "part * tl.maximum(rows - 1, 1))"),

@@ -81,7 +81,7 @@ EDITS = [
     edit("rope_query", "rope_query", PLACE, "position of the row before", "tl.load(positions + row)",
         "tl.load(positions + tl.maximum(row - 1, 0))"),
     edit("rope_query", "rope_query", SCALE, "a head too large", "    tl.debug_barrier()",
-        "    value = tl.where(head == HEADS - 1, value * 1.03, value)\n    tl.debug_barrier()"),
+        "    value = tl.where(head == HEADS - 1, value * 1.01, value)\n    tl.debug_barrier()"),
     edit("rope_query", "rope_query", TILE, "head blocks apart", "tl.program_id(1) * BLOCK_H",
         "tl.program_id(1) * (BLOCK_H + 1)", several("HEADS", "BLOCK_H")),
 ]
