@@ -70,3 +70,9 @@ def test_kernels_compile(figures):
             and row["processor_seconds"] > 0
         )
         assert all(place["model"] == "tiny-lite" for place in row["used_for"])
+
+
+def test_planted_kernels(figures):
+    found = figures("bench_planted_kernels", "--most", "1", "--kernels", "embedding", "rms_norm")
+    assert set(found["by_kernel"]) == {"embedding", "rms_norm"} and found["all"]["selected"] == 0
+    assert found["all"]["planted"] == len(found["plants"]) > 12
