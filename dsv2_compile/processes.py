@@ -27,6 +27,8 @@ from typing import Any
 _LOG_BYTES = 8000
 _DYING = 2.0
 """Seconds that a process which has closed its pipe may still need to end by itself."""
+_KILLED = 10.0
+"""Seconds that a process may need to end after it was killed: a GPU it used is freed in that time."""
 _CODE = "import sys; from dsv2_compile.processes import main; main(int(sys.argv[1]), *sys.argv[2:])"
 
 
@@ -174,12 +176,16 @@ class Process:
         return self._log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
 
     def stop(self) -> int:
-        """Kill the group. The exit status, the process's own if it had ended by itself."""
+        """Kill the group. The exit status, the process's own if it had ended by itself. One that a driver keeps from
+        ending is left to itself."""
         self.alive = False
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self.pipe.close()
-        return self._process.wait()
+        try:
+            return self._process.wait(_KILLED)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
 
 
 def _ending(status: int) -> str:

@@ -99,7 +99,7 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
     elif facts.get("others"):
         facts["flag"] = f"{facts['others']} other processes computed on the device"
     if reason := impossible(job.subject, gpu, bench, median(times)):
-        return Found(IMPOSSIBLE, reason, facts=facts if isfinite(middle) else {})
+        return Found(IMPOSSIBLE, reason, facts=facts if isfinite(low + high) else {})
     return Found(OK, "", middle, margin(times), facts)
 
 
