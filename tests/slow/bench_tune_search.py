@@ -36,6 +36,7 @@ LEAST, MOST = 150, 3000
 """Possible points of a space; larger ones are thinned out. Smaller ones are tried whole by every sweep."""
 SHARE, NEAR = 0.1, 0.02
 BATCH = 8
+MOST_DECODED = 128
 SEEDED = 0.4
 """Of the trials that start from the model's favourites: as in a full sweep."""
 
@@ -129,6 +130,8 @@ def calls() -> list[Call]:
     for rows in (32, 2048):
         sizes = {"rows": rows, "batch": 32 if rows == 32 else 1, "context": 32 * 2048 if rows == 32 else rows}
         for shape in shapes(config, rows):
+            if shape.kernel == "mla_decode" and rows > MOST_DECODED:
+                continue
             found.setdefault((shape.kernel, rows), Call.of(KERNELS[shape.kernel], shape.dims, sizes, "bf16"))
     return list(found.values())
 
