@@ -8,12 +8,12 @@ from dsv2_compile.backends.cuda import emit
 from dsv2_compile.backends.cuda.draft import Draft
 from dsv2_compile.backends.cuda.host import HostExecutor
 from dsv2_compile.backends.cuda.lowering import lower
-from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.compiler import CompileOptions, compile_program
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.kernels.gpu.shapes import PAGE
 from dsv2_compile.pipeline.cuda_plan import PROGRAMS
 from dsv2_compile.pipeline.cuda_proof import stored
+from dsv2_compile.pipeline.plan_engine import PlanEngine
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.program import Program
 from dsv2_compile.targets import target

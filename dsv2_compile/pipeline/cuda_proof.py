@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from dsv2_compile.backends.cuda.host import Arrays, HostExecutor
-from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.checkpoint import Checkpoint
 from dsv2_compile.engine import integrity
 from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.engine.writer import EngineWriter
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.pipeline.cuda_plan import programs_of, uncompiled
+from dsv2_compile.pipeline.plan_engine import PlanEngine
 from dsv2_compile.plan.dtypes import NAMES, NUMPY, SHORT
 from dsv2_compile.plan.expr import evaluate
 from dsv2_compile.plan.plan import FILE, Plan

@@ -16,11 +16,11 @@ import pytest
 from dsv2_compile.backends.cuda import emit
 from dsv2_compile.backends.cuda.draft import Draft, DraftLaunch
 from dsv2_compile.backends.cuda.host import HostExecutor
-from dsv2_compile.backends.cuda.plan_engine import PlanEngine
 from dsv2_compile.checkpoint.presets import PRESETS
 from dsv2_compile.errors import Dsv2Error
 from dsv2_compile.kernels.gpu.interpret import AccessError
 from dsv2_compile.kernels.gpu.shapes import PAGE
+from dsv2_compile.pipeline.plan_engine import PlanEngine
 from dsv2_compile.plan.expr import symbol
 from dsv2_compile.plan.plan import Pointer
 from dsv2_compile.targets import target
