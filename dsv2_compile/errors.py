@@ -43,6 +43,10 @@ class NumericError(Dsv2Error):
     exit_code = 4
 
 
+class NotANumber(NumericError):
+    """An engine computed NaN or infinity where logits should be."""
+
+
 class IncompatibleError(Dsv2Error):
     exit_code = 5
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsv2_compile.backends.cuda.host import Arrays
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.errors import Dsv2Error
+from dsv2_compile.errors import NumericError
 from dsv2_compile.plan.pack import cache_rows, pack
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.runtime.sampling import Draw, Sampling, columns, sample
@@ -104,7 +104,7 @@ class PlanCall:
 
 
 def _require_token(where: str, logits: Floats, token: int, draw: Draw) -> None:
-    """Dsv2Error unless ``token`` is what ``draw`` gives of ``logits`` [V], or -1 where they are no numbers."""
+    """NumericError unless ``token`` is what ``draw`` gives of ``logits`` [V], or -1 where they are no numbers."""
     if not np.isfinite(logits).all():
         expected = {-1}
     elif not draw.sampling.temperature:
@@ -116,7 +116,7 @@ def _require_token(where: str, logits: Floats, token: int, draw: Draw) -> None:
             sample(logits, Draw(replace(draw.sampling, top_p=min(top_p + a, 1.0)), draw.uniform + b)) for a, b in moved
         }
     if token not in expected:
-        raise Dsv2Error(
+        raise NumericError(
             f"The plan's next token of {where} is {token}, its logits give {min(expected)}.",
             "Report this as a bug of the compiler.",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv2_compile.errors import NumericError
+from dsv2_compile.errors import NotANumber
 from dsv2_compile.runtime.arguments import Ints
 from dsv2_compile.runtime.cache import Cache
 from dsv2_compile.runtime.sampling import Draw, sample
@@ -69,7 +69,7 @@ class ContiguousStore:
         logits, rows = program.run(ids, past, lengths, self._cache.views(first, past))
         valid = np.arange(ids.shape[1])[None] < lengths[:, None]
         if not (np.isfinite(logits).all() and np.isfinite(rows[:, valid]).all()):
-            raise NumericError(
+            raise NotANumber(
                 f"{phase} gave NaN or infinity for slots {first}..{first + len(ids) - 1}.",
                 "Check the engine with dsv2-compile verify; the weights may overflow its dtype.",
             )

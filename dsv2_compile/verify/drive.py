@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.errors import Dsv2Error, NumericError
+from dsv2_compile.errors import Dsv2Error, NotANumber
 from dsv2_compile.progress import Progress, silent
 from dsv2_compile.runtime.session import Session
 from dsv2_compile.verify.plan import Call, Plan, synthetic
@@ -129,7 +129,7 @@ def _run(session: Session, tap: Tap, plan: Plan, calls: Sequence[Call]) -> None:
             logits = _call(session, plan, call)
             for b, stop, row in zip(call.sequences, call.stop, logits, strict=True):
                 tap.record.logits[plan.flat(b, stop - 1)] = row
-    except NumericError:
+    except NotANumber:
         tap.record.stopped = True
 
 

@@ -157,6 +157,7 @@ CODES = {
     errors.ModelError: 3,
     errors.PassError: 3,
     errors.NumericError: 4,
+    errors.NotANumber: 4,
     errors.IncompatibleError: 5,
     errors.ResourceError: 6,
     errors.PartialError: 7,

@@ -17,7 +17,7 @@ from dsv2_compile.backends.cuda import emit
 from dsv2_compile.backends.cuda.draft import Draft, DraftLaunch
 from dsv2_compile.backends.cuda.host import HostExecutor
 from dsv2_compile.checkpoint.presets import PRESETS
-from dsv2_compile.errors import Dsv2Error
+from dsv2_compile.errors import NumericError
 from dsv2_compile.kernels.gpu.interpret import AccessError
 from dsv2_compile.kernels.gpu.shapes import PAGE
 from dsv2_compile.pipeline.plan_engine import PlanEngine
@@ -183,7 +183,7 @@ def test_a_fault_is_caught_and_its_layer_named(model, fault):
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_a_token_that_is_not_of_its_logits_is_caught(model, name):
-    with pytest.raises(Dsv2Error, match="The plan's next token of"):
+    with pytest.raises(NumericError, match="The plan's next token of"):
         report(model, TOKENS[name])
 
 

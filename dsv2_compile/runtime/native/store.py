@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv2_compile.errors import NumericError
+from dsv2_compile.errors import NotANumber
 from dsv2_compile.plan.pack import pack
 from dsv2_compile.plan.plan import Plan
 from dsv2_compile.runtime.native.pages import PagePool, PageTables
@@ -82,7 +82,7 @@ class PagedStore:
                 made[rows] = found
             assert made is not None
             if not _SOUND[output](made):
-                raise NumericError(
+                raise NotANumber(
                     f"{phase} gave NaN or infinity for slots {chosen}.",
                     "Check the engine with dsv2-compile verify; the weights may overflow its dtype.",
                 )
