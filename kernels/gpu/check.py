@@ -30,7 +30,7 @@ UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
 """Largest relative error of rounding to a dtype."""
 POISON = -(1 << 31)
 """In integer outputs; in float ones it is NaN."""
-RUN = 64
+RUN = 16
 """Neighbouring values that are judged together."""
 LARGE = 1 << 28
 """From so many elements on, `normal` repeats itself and a reference gets a tensor as it is stored: in fp64 they would

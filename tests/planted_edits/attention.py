@@ -23,6 +23,10 @@ from tests.planted_edits.core import (
 _PAGED = "mla_decode mla_extend"
 
 
+def _pieces(n: SimpleNamespace) -> bool:
+    return n.PARTS > n.BLOCK_S
+
+
 def _inside(n: SimpleNamespace) -> bool:
     return n.PAGE % n.BLOCK_N == 0
 
@@ -53,7 +57,7 @@ EDITS = [
     edit("mla_prefill", "mla_prefill", STALE, "tile of one row not stored", "if first < count:",
         "if first + 1 < count:"),
     edit("mla_prefill", "mla_prefill", SCALE, "a head too small", "(total / weight[:, None])",
-        "(total / weight[:, None] / tl.where(head == HEADS - 1, 1.01, 1.0))"),
+        "(total / weight[:, None] / tl.where(head == HEADS - 1, 1.02, 1.0))"),
     edit("mla_prefill", "_step", STATE, "sums do not fade", "total * fade[:, None]", "total"),
     edit("mla_prefill", "_step", STATE, "weights do not fade", "weight * fade", "weight"),
     edit("mla_prefill", "_step", SCALE, "no rotated part", "scores = tl.dot(q_rope, k_rope, scores,",
@@ -87,8 +91,8 @@ EDITS = [
         "tl.cumsum(cuts + opened, 0) - cuts", "tl.cumsum(cuts + opened, 0)"),
     edit("mla_combine", "mla_combine", SPLIT, "last piece left out", "slot < end", "slot < end - 1"),
     edit("mla_combine", "mla_combine", SPLIT, "a piece too many", "slot < end", "slot <= end"),
-    edit("mla_combine", "mla_combine", STATE, "sums do not shrink", "acc * shrink", "acc"),
-    edit("mla_combine", "mla_combine", STATE, "weights do not shrink", "total * shrink", "total"),
+    edit("mla_combine", "mla_combine", STATE, "sums do not shrink", "acc * shrink", "acc", _pieces),
+    edit("mla_combine", "mla_combine", STATE, "weights do not shrink", "total * shrink", "total", _pieces),
     edit("mla_combine", "mla_combine", SCALE, "other base", "tl.exp2(weight - higher)", "tl.exp(weight - higher)"),
     edit("mla_combine", "mla_combine", PLACE, "weights of the first head", "tl.load(lse + at,",
         "tl.load(lse + slot.to(tl.int64) * HEADS,"),
@@ -121,7 +125,7 @@ EDITS = [
     edit(_PAGED, "_attend", SCALE, "other base", "SCALE * 1.4426950408889634", "SCALE"),
     edit(_PAGED, "_attend", SCALE, "no rotated part", "s = _scores(q_rope, k_rope, s, SWAP)", "s = s + 0.0"),
     edit(_PAGED, "_attend", SCALE, "a head too large", "tl.expand_dims(1.0 / total, axis)",
-        "tl.expand_dims(tl.where(tl.arange(0, BLOCK_M) == 1, 1.01, 1.0) / total, axis)",
+        "tl.expand_dims(tl.where(tl.arange(0, BLOCK_M) == 1, 1.02, 1.0) / total, axis)",
         lambda n: n.BLOCK_H > 1 or hasattr(n, "QUERY_TILE")),
     edit(_PAGED, "_tile", MASK, "columns read beyond the row", "mask & (at < COUNT)[None, :]", "mask",
         lambda n: n.BLOCK_L != n.LATENT or n.BLOCK_R != n.ROPE),

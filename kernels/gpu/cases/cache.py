@@ -19,7 +19,9 @@ def _tables(g: torch.Generator, positions: int, rope: int) -> Tensors:
 
 
 def _positions(g: torch.Generator, rows: int, padding: int, known: int = POSITIONS) -> torch.Tensor:
+    """The first and the last one among them."""
     at = torch.randint(known, (rows,), generator=g, dtype=torch.int32)
+    at[0], at[(rows - padding) // 2] = known - 1, 0
     at[rows - padding :] = -1
     return at
 

@@ -30,8 +30,14 @@ def only(used: Callable[[int], torch.Tensor]) -> Routing:
     return draw
 
 
+def first_and_others(g: torch.Generator, rows: int, top_k: int, experts: int) -> torch.Tensor:
+    """Every token is on the first expert once, so that its tiles end where those of the rows do."""
+    return torch.cat((torch.zeros(rows, 1, dtype=torch.int64), 1 + distinct(g, rows, top_k - 1, experts - 1)), 1)
+
+
 ROUTINGS: tuple[tuple[str, Routing], ...] = (
     ("some experts more than others", zipf),
+    ("all on the first, and on others", first_and_others),
     ("any experts", distinct),
     ("all on the first", only(lambda n: torch.tensor([0]))),
     ("every other expert without tokens", only(lambda n: torch.arange(0, n, 2))),

@@ -60,7 +60,7 @@ def edges(kernel: Kernel, config: Config, rows: int, entries: int) -> list[int]:
     else:
         block = max(1, config.get(knob, BLOCKS[knob]) // max(entries, 1))
         group = config.get("GROUP_M", 1) * block
-        wanted = [block + 1, 1, block - 1, 2 * block + 1, block, group + 1, rows - 1, 3, rows + 1, 2, 7, 4, 9, 17, 33]
+        wanted = [block + 1, 1, block - 1, 2 * block + 1, block, group + 1, 2 * block, rows - 1, 3, 2, 7, 4, 9, 17]
     return list(dict.fromkeys(r for r in wanted if r > 0))
 
 

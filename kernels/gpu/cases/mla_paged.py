@@ -142,7 +142,7 @@ def _extends(page: int, m: int, n: int) -> Iterator[tuple[tuple[int, ...], tuple
     yield (1,), (0,), 0
     yield (n, 2 * m + 1), (1, n - 1), 1
     yield (1, 1, 1, 1, 1), (0, page - 1, page, 2 * page, n), 0
-    yield (3,), (3 * page - 1,), 2
+    yield (2 * m, 3), (3, 3 * page - 1), 2
     yield (page + 1,), (0,), 0
     yield (0, 3), (7, 2 * n), 5
     yield (0,), (0,), 4

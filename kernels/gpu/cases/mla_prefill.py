@@ -92,7 +92,7 @@ def _lengths(m: int, n: int) -> Iterator[Lengths]:
     yield (2, n + 1), (2 * n - 1, 0)
     yield (1, 1, 1, 1, 1), (0, 1, n - 1, n, n + 1)
     yield (n,), (1,)
-    yield (3,), (4 * n + 1,)
+    yield (2 * m, 3), (3, 4 * n + 1)
     yield (0, 2), (5, 0)
     yield (2 * m + 1,), (0,)
     yield from (((r,), (r * r % (2 * n),)) for r in range(2, 20))

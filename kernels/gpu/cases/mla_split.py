@@ -63,8 +63,10 @@ def uneven_positions(page: int, parts: int, block: int = 64, most: int = 1 << 20
     """By turns few and many rows, at the edges of pages and of blocks of ``block`` keys, cut in few and in many pieces,
     padding rows; none above ``most``."""
     long = page * parts
+    rows = next((r for r in (3, 4, 5, 7) if parts % r), 1)  # parts end inside of rows, where others begin
     lists: list[Positions] = [
         (0, 3 * page, 2, 2 * page + 1, page - 1, page),
+        (page * max(2 * parts // rows, 3) + 1,) * rows,
         (2 * long + page // 2,),
         (-1, 5, -1, 5 * page - 1, -1),
         (block - 1, block, block + 1),
