@@ -42,11 +42,12 @@ class Exhaustive:
 class Sampler:
     """Optuna's TPE over ``space``, which starts with ``first``; at most ``limit`` configurations.
 
-    ``possible`` says which points are worth a trial; the others are told to the sampler as failures.
+    ``possible`` says which points are worth a trial. Where the sampler comes back to what it knows, a point is taken at
+    random. What is told without having been asked for counts as known.
     """
 
-    PATIENCE = 50
-    """Asks in a row that give nothing new, after which the space counts as exhausted."""
+    TRIES, RANDOM_TRIES = 10, 1000
+    """Suggestions, and after them random points, of which one has to be new; else the space counts as exhausted."""
 
     def __init__(
         self,
@@ -59,48 +60,67 @@ class Sampler:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            n_startup_trials=8, multivariate=True, group=False, constant_liar=True, seed=seed
-        )
+        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True, seed=seed)
         self._study = optuna.create_study(sampler=sampler)
-        self._failed = optuna.trial.TrialState.FAIL
         self._choices: dict[str, optuna.distributions.BaseDistribution] = {
             knob: optuna.distributions.CategoricalDistribution(tuple(values)) for knob, values in space.items()
         }
+        self._states, self._known = optuna.trial.TrialState, optuna.trial.create_trial
+        self._space, self._rng = space, random.Random(seed)
         self._first, self.most, self._possible = list(first), limit, possible
         self._open: dict[Pairs, Any] = {}
         self._seen: set[Pairs] = set()
 
     def ask(self, count: int) -> list[Config]:
         found: list[Config] = []
-        idle = 0
-        while len(found) < count and len(self._seen) < self.most and idle < self.PATIENCE:
-            trial, config = self._next()
-            key = pairs(config)
-            if key in self._seen or not self._possible(config):
-                self._study.tell(trial, state=self._failed)
-                idle += 1
-                continue
-            idle = 0
-            self._seen.add(key)
-            self._open[key] = trial
+        while len(found) < count and len(self._seen) < self.most:
+            trial = self._favourite() or self._suggested() or self._random()
+            if trial is None:
+                break
+            config = dict(trial.params)
+            self._seen.add(pairs(config))
+            self._open[pairs(config)] = trial
             found.append(config)
         return found
 
-    def _next(self) -> tuple[Any, Config]:
-        if self._first:
-            self._study.enqueue_trial(dict(self._first.pop(0)))
-        trial = self._study.ask(self._choices)
-        return trial, dict(trial.params)
+    def _favourite(self) -> Any:
+        while self._first:
+            config = self._first.pop(0)
+            if self._new(config):
+                return self._given(config)
+        return None
+
+    def _suggested(self) -> Any:
+        for _ in range(self.TRIES):
+            trial = self._study.ask(self._choices)
+            if self._new(trial.params):
+                return trial
+            self._study.tell(trial, state=self._states.FAIL)
+        return None
+
+    def _random(self) -> Any:
+        for _ in range(self.RANDOM_TRIES):
+            config = {knob: self._rng.choice(values) for knob, values in self._space.items()}
+            if self._new(config):
+                return self._given(config)
+        return None
+
+    def _given(self, config: Config) -> Any:
+        self._study.enqueue_trial(dict(config))
+        return self._study.ask(self._choices)
+
+    def _new(self, config: Config) -> bool:
+        return pairs(config) not in self._seen and self._possible(config)
 
     def tell(self, config: Config, microseconds: float | None) -> None:
+        self._seen.add(pairs(config))
+        state = self._states.FAIL if microseconds is None else self._states.COMPLETE
         trial = self._open.pop(pairs(config), None)
-        if trial is None:
-            self._seen.add(pairs(config))
-        elif microseconds is None:
-            self._study.tell(trial, state=self._failed)
-        else:
-            self._study.tell(trial, microseconds)
+        if trial is not None:
+            self._study.tell(trial, microseconds, state=state)
+        elif all(value in self._space.get(knob, ()) for knob, value in config.items()):
+            known = self._known(params=dict(config), distributions=self._choices, value=microseconds, state=state)
+            self._study.add_trial(known)
 
 
 def search(
@@ -124,11 +144,6 @@ def search(
     else:
         return Exhaustive(points)
     return Sampler(space, first, limit, seed, possible)
-
-
-def spread(points: Sequence[Config], count: int, seed: int) -> list[Config]:
-    """``count`` of ``points``, at random."""
-    return random.Random(seed).sample(list(points), min(count, len(points)))
 
 
 def pairs(config: Config) -> Pairs:

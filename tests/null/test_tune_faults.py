@@ -219,7 +219,7 @@ def kill_parents_and_workers(folder, kills, seed):
     """One after the other, at random moments; the last sweep runs to its end."""
     rng = random.Random(seed)
     for kill in range(kills):
-        with sweeping(folder, Simulation("h800", pause=0.03), 30 * kills) as pid:
+        with sweeping(folder, Simulation("h800", pause=0.03), 60 * kills) as pid:
             wait_for_more(folder)
             time.sleep(rng.uniform(0, 0.3))
             started = children(pid)
@@ -231,7 +231,7 @@ def kill_parents_and_workers(folder, kills, seed):
                 for worker in started:
                     os.kill(worker, signal.SIGKILL)
                 wait_for_more(folder)
-    with sweeping(folder, Simulation("h800"), 30 * kills) as pid:
+    with sweeping(folder, Simulation("h800"), 60 * kills) as pid:
         assert os.waitpid(pid, 0)[1] == 0
 
 

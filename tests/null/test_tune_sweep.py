@@ -127,6 +127,22 @@ def test_the_sampler_gives_up_on_a_space_with_nothing_new():
     assert len({pairs(c) for c in asked}) == len(asked) == 6
 
 
+def test_a_sampler_that_goes_on_knows_what_was_tried():
+    """It finds new points wherever it was stopped, and they are as good as without the stop."""
+    space = {knob: tuple(range(8)) for knob in "abcd"}
+    time_of = lambda c: 1.0 + sum((v - 2) ** 2 for v in c.values())
+    tried: dict[object, float] = {}
+    for _ in range(10):
+        sampler = Sampler(space, [{"a": 7, "b": 7, "c": 7, "d": 7}], limit=200, seed=3)
+        for key, value in tried.items():
+            sampler.tell(dict(key), value)
+        batch = sampler.ask(20)
+        assert len(batch) == 20 and not {pairs(c) for c in batch} & tried.keys()
+        tried |= {pairs(c): time_of(c) for c in batch}
+    assert Sampler(space, [], limit=200, seed=3).most == 200 == len(tried)
+    assert min(tried.values()) < 4.0  # 1 % of the points
+
+
 def test_what_is_not_possible_is_not_tried():
     space = {"a": tuple(range(40)), "b": tuple(range(40))}
     whole = search(space, [], 1700, 0)
