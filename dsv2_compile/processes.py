@@ -77,7 +77,7 @@ class Workers:
         try:
             while (waiting or suspects or busy) and time.monotonic() < deadline:
                 while waiting and len(busy) < self._count:
-                    process = self._idle.pop() if self._idle else self._new()
+                    process = self._take()
                     index = waiting.popleft()
                     lonely = {index} if not busy else set()
                     process.give(index, jobs[index], timeouts[index])
@@ -97,13 +97,23 @@ class Workers:
                     if process.alive:
                         self._idle.append(process)
                     guilty = process.index in lonely and (process.given == 1 or process.late)
-                    if self._alone and not guilty and isinstance(outcome, Failure) and outcome.crashed:
+                    crashed = isinstance(outcome, Failure) and outcome.crashed and outcome.opened
+                    if self._alone and crashed and not guilty:
                         suspects.append(process.index)
                     else:
                         yield process.index, outcome
         finally:
             for process in busy:
                 process.stop()
+
+    def _take(self) -> Process:
+        """An idle one that has not ended meanwhile, or a new one."""
+        while self._idle:
+            process = self._idle.pop()
+            if not process.ended:
+                return process
+            process.stop()
+        return self._new()
 
     def _new(self) -> Process:
         return Process(self._worker, Path(self._root.name))
@@ -135,6 +145,7 @@ class Process:
                 env={**environment, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
             )
         self.index, self.given, self.alive, self.late, self._opened = -1, 0, True, False, False
+        self._job: Any = None
         self._timeout, self.deadline = 0.0, time.monotonic() + worker.starting
         self._send((worker.module, worker.setup))
 
@@ -143,11 +154,20 @@ class Process:
             self.pipe.send(what)
 
     def give(self, index: int, job: Any, timeout: float) -> None:
-        self.index, self._timeout = index, timeout
+        """It is sent when the process is ready: one that hangs before does not read, and sending would wait for it."""
+        self.index, self._timeout, self._job = index, timeout, job
         self.given += 1
         if self._opened:
-            self.deadline = time.monotonic() + timeout
-        self._send((job, 2 * timeout))
+            self._begin()
+
+    def _begin(self) -> None:
+        job, self._job = self._job, None
+        self.deadline = time.monotonic() + self._timeout
+        self._send((job, 2 * self._timeout))
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def outcome(self) -> Any:
         """The answer; None while it works. A process that ends, is late or cannot go on is stopped."""
@@ -160,7 +180,8 @@ class Process:
                     if last:
                         self.stop()
                     return replace(value, log=self._tail()) if isinstance(value, Failure) else value
-                self._opened, self.deadline = True, time.monotonic() + self._timeout
+                self._opened = True
+                self._begin()
             if time.monotonic() < self.deadline:
                 return None
             self.late = True

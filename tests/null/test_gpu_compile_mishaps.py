@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from dsv2_compile import processes
 from dsv2_compile.backends.cuda import pool
-from dsv2_compile.backends.cuda.build_cache import BuildCache
+from dsv2_compile.backends.cuda.build_cache import BuildCache, Built
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.kernels.gpu import aot
 from dsv2_compile.processes import Process, Worker
@@ -86,9 +87,26 @@ def test_a_compiler_whose_parent_is_gone_ends_by_itself(tmp_path):
     worker = Process(Worker(pool.MODULE), tmp_path)
     work = aot.job(gpu_fakes.UNLUCKY, {"KIND": 1}, {"num_warps": 1, "num_stages": 1}, "bf16", H800)
     worker.give(0, work, timeout=1.0)
+    assert worker.pipe.poll(60) and worker.outcome() is None, "it is ready"
     assert worker._process.wait(timeout=60) == -signal.SIGALRM
     assert worker.stop() == -signal.SIGALRM
     assert no_sleepers()
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_compilers_that_were_killed_while_idle_cost_no_job(seen, monkeypatch):
+    """``seen``: it is known of them when the next job comes; if not, the job is lost with them and tried again."""
+    configs = [{"BLOCK": n, "num_warps": 4, "num_stages": 1} for n in (256, 512, 1024)]
+    jobs = [aot.job(gpu_fakes.DOUBLE, {}, config, "bf16", H800) for config in configs]
+    if not seen:
+        monkeypatch.setattr(Process, "ended", False)
+    with pool.Pool(2) as compilers:
+        assert all(isinstance(found, Built) for _, found in compilers.run(jobs[:2]))
+        idle = list(compilers._workers._idle)
+        for process in idle:
+            os.killpg(process._process.pid, signal.SIGKILL)
+            process._process.wait()
+        assert idle and {i: type(found) for i, found in compilers.run(jobs)} == dict.fromkeys(range(3), Built)
 
 
 def test_a_compiler_that_does_not_start_is_named(cache, monkeypatch):

@@ -116,6 +116,23 @@ def test_what_hangs_is_killed_in_time_with_all_it_has_started(count):
     assert gone(sleepers())
 
 
+def test_a_worker_that_hangs_before_it_is_ready_holds_up_nobody():
+    """Its job is larger than what a socket takes of a message that nobody reads."""
+
+    def overdue(*signal):
+        pytest.fail("sending the job does not come back")
+
+    workers, before = Workers(Worker("tests.stuck_worker", starting=2.0)), signal.signal(signal.SIGALRM, overdue)
+    signal.alarm(20)
+    try:
+        ((_, found),) = workers.run([bytes(8 << 20)], [60.0])
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        workers.close()
+    assert isinstance(found, Failure) and not found.opened and "was not ready after 2 s" in found.reason
+
+
 def test_a_deadline_stops_what_is_at_work():
     workers, start = Workers(Worker("tests.light_worker", SLEEP)), time.monotonic()
     try:

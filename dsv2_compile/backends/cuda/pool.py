@@ -39,12 +39,12 @@ class Runner(Protocol):
 
 class Pool:
     """A `Runner` in ``workers`` processes, None for one a CPU, that live until `close`.
-    ``timeout``: seconds a job may take."""
+    ``timeout``: seconds a job may take. A job whose process ends is tried once more alone, see `Workers`."""
 
     def __init__(self, workers: int | None = None, timeout: float = 600.0) -> None:
         self._timeout = timeout
         worker = Worker(MODULE, environment=environment(), starting=STARTING, name="the compiler")
-        self._workers = Workers(worker, workers or len(os.sched_getaffinity(0)))
+        self._workers = Workers(worker, workers or len(os.sched_getaffinity(0)), alone=True)
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, Built | Failed], None, None]:
         """IncompatibleError if no process comes up that could compile anything: that is no fault of a job."""
