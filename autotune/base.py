@@ -10,7 +10,7 @@ from pathlib import Path
 import dsv2_compile
 from dsv2_compile.autotune import lines
 from dsv2_compile.autotune.lock import Told
-from dsv2_compile.autotune.record import PROVENANCES, Key, Record, key_of, launch_digest, ratio
+from dsv2_compile.autotune.record import PREDICTED, Key, Record, key_of, launch_digest, ratio
 from dsv2_compile.autotune.schema import parse
 from dsv2_compile.backends.cuda.toolchain import Toolchain, toolchain
 from dsv2_compile.cache_folder import check_own, known_folders, writable_folder
@@ -43,7 +43,7 @@ class Base:
     _found: dict[tuple[Call, str], Record | None] = field(default_factory=dict)
 
     def add(self, record: Record) -> bool:
-        """Whether it is now the one for its key: measured beats predicted, and the newer what is as good."""
+        """Whether it is now the one for its key: measured beats predicted, see `_rank`."""
         key = record.key
         if not means_the_same(record):
             self.stale.setdefault(key, record)
@@ -120,8 +120,11 @@ def _distance(key: Key, wanted: Key) -> tuple[float, list[int]]:
     return ratio(dict(key.sizes), dict(wanted.sizes)), [-n for _, n in key.sizes]
 
 
-def _rank(record: Record) -> tuple[int, int]:
-    return -PROVENANCES.index(record.provenance), record.created
+def _rank(record: Record) -> tuple[int, ...]:
+    """Measured before predicted, then the newer; of predictions first the newer model, then the longer search."""
+    if record.provenance == PREDICTED:
+        return 0, record.model, record.trials, record.created
+    return 1, record.created
 
 
 def files_for(target: Target) -> list[Path]:

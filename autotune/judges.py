@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from dsv2_compile.autotune.measure.opening import measured_judge
 from dsv2_compile.autotune.predicted import PredictedJudge
@@ -19,6 +20,8 @@ def judge_for(target: Target, runner: Runner, predict: bool) -> Iterator[Judge]:
     with ExitStack() as stack:
         judge: Judge = PredictedJudge(target, runner)
         if not predict:
-            with suppress(IncompatibleError):
+            try:
                 judge = stack.enter_context(measured_judge(target, runner))
+            except IncompatibleError as e:
+                warnings.warn(f"times are predicted: {e.cause}", stacklevel=1)
         yield judge

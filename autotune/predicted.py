@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dsv2_compile.autotune.host_check import NAME, wrong_on_host
@@ -12,7 +12,7 @@ from dsv2_compile.autotune.predict import VERSION, predict
 from dsv2_compile.autotune.record import PREDICTED
 from dsv2_compile.autotune.search import pairs
 from dsv2_compile.autotune.tasks import Task
-from dsv2_compile.autotune.trial import FAILED, OK, REFUSED, Confirmed, Trial
+from dsv2_compile.autotune.trial import FAILED, OK, REFUSED, WRONG, Confirmed, Trial
 from dsv2_compile.backends.cuda.build_cache import BuildCache
 from dsv2_compile.backends.cuda.compile import Compiled, compile_each, request
 from dsv2_compile.backends.cuda.draft import Request
@@ -42,23 +42,28 @@ class PredictedJudge:
         if (unusable := why_not(built)) is not None:
             status, reason = unusable
             return Trial(config, status, reason=reason, seconds=built.seconds)
-        found = predict(task.call, config, built, self._target)
+        try:
+            found = predict(task.call, config, built, self._target)
+        except (ArithmeticError, ValueError) as e:
+            return Trial(config, FAILED, reason=f"no prediction: {type(e).__name__}: {e}", seconds=built.seconds)
         parts = {name: round(value, 3) for name, value in asdict(found).items()}
         told = facts(built) | {"model": VERSION, "limit": found.limit, "prediction": parts}
         return Trial(config, OK, found.microseconds, seconds=built.seconds, facts=told)
 
-    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
+    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed:
         """The default, if nothing is faster by more than `TIE`; else of those within `TIE` of the fastest the first
-        by their knobs. What is wrong on the host is passed over."""
-        usable = list(ranked)
+        by their knobs. What is wrong on the host is refuted."""
+        usable, refuted = list(ranked), list[Trial]()
         while usable:
             band = [t for t in usable if t.microseconds <= usable[0].microseconds * (1 + TIE)]
             chosen = default if default in band else min(band, key=lambda t: pairs(t.config))
             assert chosen is not None
-            if not wrong_on_host(task.call.kernel, chosen.config, task.call.dtype):
-                return Confirmed(chosen, ("compiled", "static checks", "no spills", NAME))
+            wrong = wrong_on_host(task.call.kernel, chosen.config, task.call.dtype)
+            if not wrong:
+                return Confirmed(chosen, ("compiled", "static checks", "no spills", NAME), tuple(refuted))
+            refuted.append(replace(chosen, status=WRONG, microseconds=0.0, reason=wrong))
             usable.remove(chosen)
-        return None
+        return Confirmed(None, refuted=tuple(refuted))
 
 
 def requested(task: Task, config: Config) -> Request:

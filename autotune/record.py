@@ -37,11 +37,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Record:
-    """``microseconds``, ``default_microseconds``: of the configuration and of the kernel's default at the same sizes,
-    measured on ``device`` or, where that is empty, predicted by the model of version ``model``.
-    ``bound``: least microseconds by the target's roofline. ``launch``: digest of what the configuration means to the
-    compiler and the grid. ``checks``: what its outputs passed. ``trials``: configurations that were judged.
-    ``created``: seconds since 1970, UTC."""
+    """``microseconds``, ``default_microseconds``: of the configuration and of the kernel's default at the same sizes
+    (that of the configuration again where the default cannot be used), measured on ``device`` or, where that is empty,
+    predicted by the model of version ``model``. ``bound``: least microseconds by the target's roofline. ``launch``:
+    digest of what the configuration means to the compiler and the grid. ``checks``: what its outputs passed.
+    ``trials``: configurations that were judged. ``created``: seconds since 1970, UTC."""
 
     key: Key
     config: tuple[tuple[str, int], ...]

@@ -86,7 +86,7 @@ class Sampler:
     def _favourite(self) -> Any:
         while self._first:
             config = self._first.pop(0)
-            if self._new(config):
+            if pairs(config) not in self._seen:
                 return self._given(config)
         return None
 
@@ -129,13 +129,12 @@ def search(
     limit: int,
     seed: int,
     possible: Callable[[Config], bool] = lambda config: True,
-    most_points: int = 1 << 17,
 ) -> Search:
     """``first``: what is tried first. Exhaustive if no more than ``limit`` points are possible."""
     first = list({pairs(c): c for c in first}.values())
     known = {pairs(c) for c in first}
     points: list[Config] = list(first)
-    for values in itertools.islice(itertools.product(*space.values()), most_points):
+    for values in itertools.product(*space.values()):
         point = dict(zip(space, values, strict=True))
         if pairs(point) not in known and possible(point):
             points.append(point)

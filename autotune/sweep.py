@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +75,8 @@ class _State:
 
 class Sweep:
     """One run over ``tasks``. ``deadline`` of time.monotonic: after it no new batch is begun. Trials that the log has
-    from the same judge are not made again. ``records``: file that winners are appended to. ``known``: records whose
-    configurations are worth a trial."""
+    from the same judge are not made again. ``records``: file that winners are appended to; ``found``: those of this
+    run. ``known``: records whose configurations are worth a trial."""
 
     def __init__(
         self,
@@ -95,16 +95,16 @@ class Sweep:
         self._known = known or base.Base()
         self._name = judge_name(judge)
         self._states = [self._start(t) for t in tasks]
+        self.found: list[Record] = []
         self.tally = Tally(
             len(tasks),
             found=sum(len(s.trials) for s in self._states),
-            planned=sum(s.search.most for s in self._states),
+            planned=sum(max(len(s.trials), s.search.most) for s in self._states),
         )
 
     def run(self) -> list[Record]:
         """Round after round a batch of every task, so that each has a winner whenever the time is up. What was tried
         stays in the log if this is interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short."""
-        found: list[Record] = []
         left = self._states
         while left and not self._late():
             for state in left:
@@ -113,11 +113,11 @@ class Sweep:
                 state.over = not self._batch(state)
                 if state.over:
                     self.tally.finished += 1
-                    found += self._crown(state)
+                    self._crown(state)
             left = [s for s in left if not s.over]
         for state in left:
-            found += self._crown(state)
-        return found
+            self._crown(state)
+        return self.found
 
     def _late(self) -> bool:
         return time.monotonic() >= self._deadline
@@ -127,7 +127,7 @@ class Sweep:
         default = dict(kernel.default(dims, self._target))
         known = self._known.worth_trying(task.call, self._target)
         first = [default, *known, *seeds(task.call, self._target, self._effort.seeds)]
-        space = {knob: tuple(sorted({*values, default[knob]})) for knob, values in kernel.space.items()}
+        space = {k: tuple(sorted({*values, *(c[k] for c in first)})) for k, values in kernel.space.items()}
         seed = int.from_bytes(hashlib.sha256(repr(task.key).encode()).digest()[:4], "little")
         how = search(space, first, self._effort.trials, seed, lambda c: plausible(task.call, c, self._target))
         state = _State(task, default, how, bound(task.call, self._target))
@@ -139,17 +139,18 @@ class Sweep:
         """False if nothing is left to try after it."""
         room = self._effort.trials - len(state.trials)
         configs = state.search.ask(min(BATCH, room)) if room > 0 else []
-        with closing(self._trials(state, configs)) as trials:
+        if not configs:
+            return False
+        with closing(self._judge.judge(state.task, configs)) as trials:
             for trial in trials:
-                default = pairs(trial.config) == pairs(state.default)
-                self._log.add(state.task, self._name, trial, state.bound, default)
-                state.take(trial)
+                self._take(state, trial)
                 self._tell(state, trial)
-        return bool(configs) and len(state.trials) < min(self._effort.trials, state.search.most)
+        return len(state.trials) < min(self._effort.trials, state.search.most)
 
-    def _trials(self, state: _State, configs: list[Config]) -> Generator[Trial, None, None]:
-        if configs:
-            yield from self._judge.judge(state.task, configs)
+    def _take(self, state: _State, trial: Trial) -> None:
+        default = pairs(trial.config) == pairs(state.default)
+        self._log.add(state.task, self._name, trial, state.bound, default)
+        state.take(trial)
 
     def _tell(self, state: _State, trial: Trial) -> None:
         tally = self.tally
@@ -160,12 +161,15 @@ class Sweep:
         tally.best = state.ranked[0].microseconds if state.ranked else 0.0
         self._told(tally)
 
-    def _crown(self, state: _State) -> list[Record]:
-        """The record of the winner, saved; none if no trial may win."""
+    def _crown(self, state: _State) -> None:
+        """Save the record of the winner, if a trial may win."""
         default = state.trials.get(pairs(state.default))
         won = self._judge.confirm(state.task, state.ranked, default)
-        if won is None:
-            return []
+        for trial in won.refuted:
+            self._take(state, trial)
+        if won.trial is None:
+            return
+        default = state.trials.get(pairs(state.default))
         reference = default if default is not None and default.ok else won.trial
         record = Record(
             key=state.task.key,
@@ -182,7 +186,7 @@ class Sweep:
             created=int(time.time()),
         )
         base.save(self._records, [record])
-        return [record]
+        self.found.append(record)
 
 
 def judge_name(judge: Judge) -> str:

@@ -43,10 +43,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """``checks``: names of what the trial's configuration has passed."""
+    """``trial``: what is taken, None if nothing may be; ``checks``: names of what it has passed. ``refuted``: trials
+    that were OK until they were looked at more closely, with what they are now."""
 
-    trial: Trial
-    checks: tuple[str, ...]
+    trial: Trial | None
+    checks: tuple[str, ...] = ()
+    refuted: tuple[Trial, ...] = ()
 
 
 class Judge(Protocol):
@@ -58,6 +60,6 @@ class Judge(Protocol):
     def judge(self, task: Task, configs: Sequence[Config]) -> Generator[Trial, None, None]:
         """A trial of each, as they come. Closing the iterator stops what is left."""
 
-    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
-        """The trial that is taken, after whatever more has to be seen of it; None if none may be. ``ranked``: those
-        that are OK, fastest first."""
+    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed:
+        """Which trial is taken, after whatever more has to be seen of it. ``ranked``: those that are OK, fastest
+        first."""

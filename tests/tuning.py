@@ -50,4 +50,4 @@ class Judge:
             yield Trial(config, REFUSED, reason="told so") if found is None else Trial(config, OK, found)
 
     def confirm(self, task, ranked, default):
-        return Confirmed(ranked[0], ("none",)) if ranked else None
+        return Confirmed(ranked[0] if ranked else None, ("none",))

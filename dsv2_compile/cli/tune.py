@@ -33,7 +33,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu", metavar="NAME", required=True, help="tune for this GPU: h800, h100, ...")
     parser.add_argument("--kernel", metavar="K", action="append", default=[], help="this kernel only; repeatable")
-    parser.add_argument("--budget", metavar="TIME", type=_time, default=float("inf"), help="most time: 90s, 30m, 2h")
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        type=_time,
+        default=float("inf"),
+        help="time for trials: 90s, 30m, 2h; winners are confirmed after it",
+    )
     parser.add_argument(
         "--effort", choices=EFFORTS, default="quick", help="configurations of a call: 16 or 160 (quick)"
     )
@@ -88,7 +94,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
             judge = stack.enter_context(judge_for(gpu, runner, args.predict))
             if judge.device:
                 console.note(f"measuring on {judge.device}")
-            else:
+            elif args.predict:
                 console.note(f"times are predicted for {gpu.name}, not measured")
             tune(request, judge, lambda tally: _told(console, tally), console.progress, report)
         except (KeyboardInterrupt, Exception) as e:
@@ -104,6 +110,8 @@ def _told(console: Console, tally: Tally) -> None:
 
 
 def _done(request: TuneRequest, report: TuneReport, console: Console) -> Result:
+    if report.left_out:
+        console.warn(f"{report.left_out} damaged lines of the trial log were left out; their trials were made again")
     rows = [_row(r) for r in report.records]
     console.data(
         table(["kernel", "sizes", "configuration", "us", "default", "bound", "share"], rows, right=(3, 4, 5, 6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,12 +49,29 @@ class TuneRequest:
 
 @dataclass
 class TuneReport:
-    """``tallies``: one a round. ``records``: those of winners, by task. ``unfinished``: tasks whose search was cut."""
+    """``sweeps``: one a round. ``left_out``: damaged lines of the trial log."""
 
-    records: list[Record] = field(default_factory=list)
-    tallies: list[Tally] = field(default_factory=list)
-    unfinished: int = 0
-    seconds: float = 0.0
+    sweeps: list[Sweep] = field(default_factory=list)
+    left_out: int = 0
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def records(self) -> list[Record]:
+        """Of winners, as far as they have been found."""
+        return [r for s in self.sweeps for r in s.found]
+
+    @property
+    def tallies(self) -> list[Tally]:
+        return [s.tally for s in self.sweeps]
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks whose search was cut."""
+        return sum(t.tasks - t.finished for t in self.tallies)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
 
 
 def tune(
@@ -66,27 +83,32 @@ def tune(
 ) -> TuneReport:
     """Sweep all that the programs of a model call. ``report`` is filled as it goes, for whoever is interrupted.
 
-    Raises UsageError for unknown kernels and limits that the model does not have, ModelError.
+    Raises UsageError for kernels and limits that the model does not have, ModelError.
     """
     start, report = time.monotonic(), report or TuneReport()
-    if unknown := [k for k in request.kernels if k not in KERNELS]:
-        raise UsageError(f"unknown kernel {unknown[0]!r}", f"choose from {', '.join(KERNELS)}")
+    require_kernels(request.kernels, KERNELS)
     call_tasks = _tasks(request, progress)
     records, log = request.records or base.own_file(request.gpu), TrialLog(request.log or own_log(request.gpu))
+    base.save(records, [])  # that it cannot be written is better known now
+    report.left_out = log.damaged
+    effort, deadline = EFFORTS[request.effort], start + request.budget
     done: set[Key] = set()
     for _ in range(ROUNDS):
         known = base.load([*base.files_for(request.gpu), records])
         tasks = [t for t in call_tasks(known) if t.key not in done]
-        if not tasks:
+        if not tasks or (done and time.monotonic() >= deadline):
             break
-        effort, deadline = EFFORTS[request.effort], start + request.budget
         sweep = Sweep(tasks, request.gpu, judge, log, records, effort, known, deadline, told)
-        report.tallies.append(sweep.tally)
-        report.records += sweep.run()
-        report.unfinished += sweep.tally.tasks - sweep.tally.finished
+        report.sweeps.append(sweep)
+        sweep.run()
         done |= {t.key for t in tasks}
-    report.seconds = time.monotonic() - start
     return report
+
+
+def require_kernels(asked: Sequence[str], known: Iterable[str]) -> None:
+    """UsageError for a name in ``asked`` that is not ``known``."""
+    if unknown := sorted(set(asked) - set(known)):
+        raise UsageError(f"no kernel {unknown[0]!r} to tune", f"choose from {', '.join(known)}")
 
 
 def _tasks(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Sequence[Task]]:
@@ -111,6 +133,7 @@ def _tasks(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Se
             Choice(configs_of(known)),
         )
         found = tasks_of(drafts.values(), request.gpu)
+        require_kernels(request.kernels, {t.call.kernel: None for t in found})
         return [t for t in found if not request.kernels or t.call.kernel in request.kernels]
 
     return tasks

@@ -8,7 +8,7 @@ from dsv2_compile.autotune import host_check
 from dsv2_compile.autotune.predict import bound
 from dsv2_compile.autotune.predicted import TIE, PredictedJudge
 from dsv2_compile.autotune.search import pairs
-from dsv2_compile.autotune.trial import OK, REFUSED, Trial
+from dsv2_compile.autotune.trial import OK, REFUSED, WRONG, Trial
 from dsv2_compile.backends.cuda.build_cache import BuildCache
 from dsv2_compile.backends.cuda.pool import Pool
 from dsv2_compile.kernels.gpu.kernel import KERNELS
@@ -46,7 +46,7 @@ def test_the_default_is_kept_unless_something_is_clearly_faster(judge):
     assert judge.confirm(task(norm()), [close, default], default).trial is default
     assert judge.confirm(task(norm()), [fast, close, default], default).trial is fast
     assert judge.confirm(task(norm()), [close, default], None).trial is close
-    assert judge.confirm(task(norm()), [], None) is None
+    assert judge.confirm(task(norm()), [], None).trial is None
 
 
 def test_ties_are_broken_by_a_fixed_order(judge):
@@ -71,7 +71,9 @@ def test_what_is_wrong_on_the_host_is_passed_over(judge, monkeypatch):
     fast, slow = trial(config(8), 5.0), trial(config(4), 10.0)
     confirmed = judge.confirm(task(norm()), [fast, slow], None)
     assert confirmed.trial is slow and host_check.NAME in confirmed.checks
+    (refuted,) = confirmed.refuted
+    assert refuted.status == WRONG and refuted.config == fast.config and "out is off" in refuted.reason
     host_check._wrong.cache_clear()
     bad = {4, 8}
-    assert judge.confirm(task(norm()), [fast, slow], None) is None
+    assert judge.confirm(task(norm()), [fast, slow], None).trial is None
     host_check._wrong.cache_clear()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 
 from dsv2_compile.autotune import base, lines
+from dsv2_compile.autotune.base import Base
 from dsv2_compile.autotune.log import TrialLog
 from dsv2_compile.autotune.search import Exhaustive, Sampler, pairs, search
 from dsv2_compile.autotune.sweep import Effort, Sweep
+from dsv2_compile.autotune.trial import OK, WRONG, Confirmed
 from dsv2_compile.kernels.gpu.kernel import KERNELS
 from tests.tuning import H800, Judge, linear, norm, task
 
@@ -69,6 +72,57 @@ def test_a_sweep_goes_on_from_the_log(tmp_path, call):
     (record,) = run.run()
     assert not set(first.seen) & set(again.seen)
     assert record.trials == len({*first.seen, *again.seen})
+
+
+def test_trials_at_other_sizes_of_the_same_key_are_not_gone_on_with(tmp_path):
+    """96 and 128 rows are one key, for records; a time of the former says nothing of the latter."""
+    small, large = task(norm(rows=96)), task(norm(rows=128))
+    assert small.key == large.key
+    sweep(tmp_path, [small], Judge(warps)).run()
+    again = Judge(lambda c: 2 * warps(c))
+    (record,) = sweep(tmp_path, [large], again).run()
+    assert len(again.seen) == 5 and record.microseconds == 2.0
+
+
+def test_trials_of_configurations_that_meant_something_else_are_made_again(tmp_path, monkeypatch):
+    one = task(norm())
+    sweep(tmp_path, [one], Judge(warps)).run()
+    before = KERNELS["rms_norm"]
+    changed = lambda dims, config: {**before.constants(dims, config), "MORE": 1}
+    monkeypatch.setitem(KERNELS, "rms_norm", replace(before, constants=changed))
+    again = Judge(warps)
+    made = sweep(tmp_path, [one], again)
+    made.run()
+    assert made._log.stale == 5 and len(again.seen) == 5
+
+
+def test_what_is_refuted_stays_refuted(tmp_path):
+    class Careful(Judge):
+        confirmed = 0
+
+        def confirm(self, task, ranked, default):
+            self.confirmed += 1
+            bad = [replace(t, status=WRONG, reason="seen closely") for t in ranked if t.microseconds < 2.0]
+            return Confirmed(next((t for t in ranked if t.microseconds >= 2.0), None), ("some",), tuple(bad))
+
+    (record,) = sweep(tmp_path, [task(norm())], Careful(warps)).run()
+    assert record.microseconds == 2.0
+    found = TrialLog(tmp_path / "log.jsonl").of(task(norm()), sweep(tmp_path, [task(norm())], Judge(warps))._name)
+    assert {t.status for t in found if dict(t.config)["num_warps"] == 4} == {OK, WRONG}
+    (again,) = sweep(tmp_path, [task(norm())], Judge(warps)).run()
+    assert again.microseconds == 2.0
+
+
+def test_a_known_configuration_may_lie_outside_of_the_space(tmp_path):
+    """As defaults do, of narrow or single rows."""
+    one = task(linear(rows=2))
+    known = Base()
+    outside = {**dict(one.config), "BLOCK_N": 2, "SPLIT_K": 15}
+    known.worth_trying = lambda call, target: [outside]
+    judge = Judge(lambda c: 1.0 + c["BLOCK_N"])
+    log = TrialLog(tmp_path / "log.jsonl")
+    (record,) = Sweep([one], H800, judge, log, tmp_path / "records.jsonl", EFFORT, known).run()
+    assert (one.key, pairs(outside)) in judge.seen and record.trials == EFFORT.trials
 
 
 def test_trials_of_another_judge_are_not_gone_on_with(tmp_path):
