@@ -35,19 +35,21 @@ from dsv2_compile.backends.cuda.static_checks import Report
 from dsv2_compile.kernels.gpu.aot import Cubin
 from dsv2_compile.kernels.gpu.kernel import KERNELS
 from dsv2_compile.processes import Failure
+from dsv2_compile.runtime.native.driver import OUT_OF_MEMORY, DriverError
 from dsv2_compile.targets import Target, target
 
 DEVICE = "SIMULATED device of the tests"
 REFERENCES = {"copy": 100.0, "product": 200.0}
 """Microseconds."""
 
-MISHAPS = ("crash", "hang", "fault", "raise", "late fault")
+MISHAPS = ("crash", "hang", "fault", "raise", "late fault", "leak", "large")
 """A process that ends, one that does not answer, a device that is lost, an error that passes, a device that is lost
-with the next job."""
+with the next job, one that leaves no memory for the next job, one that has too little for the job itself."""
 ERRORS = ("wrong", "wrong elsewhere", "sometimes wrong", "other bits")
 """Of answers: always, at one held-out shape, for one seed of each, in one run of many."""
 TIMES = ("impossible", "nothing", "negative", "not a number")
-KINDS = (*MISHAPS, *ERRORS, *TIMES)
+ENDLESS = "endless"
+"""Every fourth of its times."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class SimulatedBench:
         self._setup, self._target = setup, target(setup.target)
         self._rng = random.Random(os.urandom(8))
         self._level = 1 + abs(self._rng.gauss(0, setup.level))
-        self._lost, self._losing, self._jobs = False, False, 0
+        self._lost, self._losing, self._full = False, False, False
 
     def _kind(self, subject: Subject) -> str:
         return self._setup.planted.get(subject.steps[0].config_pairs, "")
@@ -103,6 +105,9 @@ class SimulatedBench:
             time.sleep(3600)
         if kind == "raise":
             raise ValueError("as planted")
+        if self._full or kind == "large":
+            raise DriverError(OUT_OF_MEMORY, "as planted")
+        self._full = kind == "leak"
         self._lost |= kind == "fault"
         return "as planted" if kind == "wrong" else ""
 
@@ -122,7 +127,8 @@ class SimulatedBench:
         odd = {"impossible": 0.4 * bound(subject.call, self._target), "nothing": 0.0, "negative": -1.0}
         if kind in TIMES:
             return [odd.get(kind, float("nan"))] * repeats
-        return [self._noisy(mean) for _ in range(repeats)]
+        lasting = [self._noisy(mean) for _ in range(repeats)]
+        return [float("inf") if kind == ENDLESS and i % 4 == 3 else t for i, t in enumerate(lasting)]
 
     def _noisy(self, mean: float) -> float:
         return mean * self._load() * self._level * max(1 + self._rng.gauss(0, self._setup.noise), 0.5)
@@ -166,7 +172,7 @@ def uncompiled(requests: Sequence[Any], *context: Any) -> Iterator[Compiled]:
     """In place of `compile_each`: nothing is compiled, everything could be launched."""
     usage = Usage("sm_90", 7, 32, 0, 0, 0, 0, (), 16, 100)
     for i, r in enumerate(requests):
-        cubin = Cubin(str(i).encode(), "", r.kernel, 0, 4, 0, 1, 0, 0)
+        cubin = Cubin(str(i).encode(), "long", r.kernel, 0, 4, 0, 1, 0, 0)
         yield Compiled(r, cubin, usage, Report((), 0, "none", 1))
 
 

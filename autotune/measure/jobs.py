@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
+from dsv2_compile.backends.cuda.draft import Request
 from dsv2_compile.kernels.gpu.aot import Cubin
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config, Dims, Kernel
 
@@ -32,6 +33,11 @@ class Step:
     @property
     def config(self) -> Config:
         return dict(self.config_pairs)
+
+
+def compiled_step(asked: Request, cubin: Cubin | None) -> Step:
+    """Without the PTX: it is long, and no launch reads it."""
+    return Step(asked.kernel, asked.dims, asked.config, cubin and replace(cubin, ptx=""))
 
 
 @dataclass(frozen=True)

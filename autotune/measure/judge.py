@@ -8,14 +8,14 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from dsv2_compile.autotune.measure.jobs import Compare, Found, Job, Measure, Race, Step, Subject, Verify
+from dsv2_compile.autotune.measure.jobs import Compare, Found, Job, Measure, Race, Subject, Verify, compiled_step
 from dsv2_compile.autotune.measure.pool import Measuring
-from dsv2_compile.autotune.measure.stats import apart
+from dsv2_compile.autotune.measure.stats import TIE, apart
 from dsv2_compile.autotune.predicted import facts, requested, why_not
 from dsv2_compile.autotune.record import MEASURED, Key
 from dsv2_compile.autotune.search import pairs
 from dsv2_compile.autotune.tasks import Task
-from dsv2_compile.autotune.trial import FAILED, OK, Confirmed, Trial
+from dsv2_compile.autotune.trial import FAILED, OK, WRONG, Confirmed, Trial
 from dsv2_compile.backends.cuda.build_cache import BuildCache
 from dsv2_compile.backends.cuda.compile import Compiled, compile_each, request
 from dsv2_compile.backends.cuda.draft import Request
@@ -88,7 +88,7 @@ class MeasuredJudge:
             call = calls.get(first.request.config)
             steps = [first] if call is None else [first, built[followers[call]]]
             wrong = next((why for s in steps if (why := why_not(s)) is not None), None)
-            yield first, wrong or Subject(task.call, tuple(map(_step, steps)))
+            yield first, wrong or Subject(task.call, tuple(compiled_step(s.request, s.cubin) for s in steps))
 
     def _default(self, call: Call) -> Request:
         kernel, dims = KERNELS[call.kernel], dict(call.dims)
@@ -99,40 +99,46 @@ class MeasuredJudge:
             with closing(compile_each(requests, self._target, self._runner, self._cache)) as results:
                 yield from results
 
-    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed | None:
+    def confirm(self, task: Task, ranked: Sequence[Trial], default: Trial | None) -> Confirmed:
         """The fastest that passes at held-out shapes and seeds, gives the same bits every time and, in turns with the
         default, is faster than that by more than chance; else the default, if it passes. Of those that are as fast
         as the fastest the first by their knobs; none that had no time of its own is taken."""
         kept = default if default is not None and default.ok else None
-        refuted: dict[str, str] = {}
+        refuted: list[Trial] = []
         for trial in candidates([t for t in ranked if t.ok and t.microseconds > 0])[:CANDIDATES]:
             own = kept is not None and pairs(trial.config) == pairs(kept.config)
             checks = self._passed(task, trial)
-            if isinstance(checks, str):
-                refuted[_words(trial.config)] = checks
+            if isinstance(checks, Trial):
+                refuted.append(checks)
                 kept = None if own else kept
                 continue
             if own or kept is None:
-                return _confirmed(trial, checks, refuted)
+                return Confirmed(trial, checks, tuple(refuted))
             if faster := self._faster(task, trial, kept):
-                return _confirmed(faster, (*checks, "faster than the default"), refuted)
+                return Confirmed(faster, (*checks, "faster than the default"), tuple(refuted))
             theirs = self._passed(task, kept)
-            return _confirmed(trial, checks, refuted) if isinstance(theirs, str) else _confirmed(kept, theirs, refuted)
-        theirs = "" if kept is None else self._passed(task, kept)
-        return None if kept is None or isinstance(theirs, str) else _confirmed(kept, theirs, refuted)
+            if isinstance(theirs, Trial):
+                return Confirmed(trial, checks, (*refuted, theirs))
+            return Confirmed(kept, theirs, tuple(refuted))
+        if kept is None:
+            return Confirmed(None, refuted=tuple(refuted))
+        theirs = self._passed(task, kept)
+        if isinstance(theirs, Trial):
+            return Confirmed(None, refuted=(*refuted, theirs))
+        return Confirmed(kept, theirs, tuple(refuted))
 
-    def _passed(self, task: Task, trial: Trial) -> tuple[str, ...] | str:
-        """What ``trial`` has passed, or what is wrong with it."""
+    def _passed(self, task: Task, trial: Trial) -> tuple[str, ...] | Trial:
+        """What ``trial`` has passed, or the trial refuted."""
         subject = self._subject(task, trial)
-        if isinstance(subject, str):
-            return subject
+        if not isinstance(subject, Subject):
+            return _refuted(trial, *subject)
         jobs: list[Job] = [Verify(subject, shape, SEEDS) for shape in range(FEWEST)]
         jobs.append(Race(subject, RACES, RACE_SECONDS))
         runs = 0
         with closing(self._outcomes(jobs)) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, Failure) or outcome.status != OK:
-                    return outcome.reason
+                    return _refuted(trial, FAILED if isinstance(outcome, Failure) else outcome.status, outcome.reason)
                 runs = max(runs, int(outcome.facts.get("runs", 0)))
         return (
             "reference",
@@ -144,7 +150,7 @@ class MeasuredJudge:
     def _faster(self, task: Task, trial: Trial, default: Trial) -> Trial | None:
         """``trial`` with the time that it took in turns with the default, if it is the faster one."""
         ours, theirs = self._subject(task, trial), self._subject(task, default)
-        if isinstance(ours, str) or isinstance(theirs, str):
+        if not (isinstance(ours, Subject) and isinstance(theirs, Subject)):
             return None
         with closing(self._outcomes([Compare(ours, theirs, ROUNDS)])) as outcomes:
             ((_, found),) = outcomes
@@ -153,8 +159,8 @@ class MeasuredJudge:
         other, margin = float(found.facts["microseconds"]), float(found.facts["margin"])
         if not apart(found.microseconds, other, (found.margin, margin)):
             return None
-        in_turns = {"microseconds": found.microseconds, "margin": found.margin, "default": other}
-        return replace(trial, facts={**trial.facts, "in_turns": in_turns | {"default_margin": margin}})
+        in_turns = {"margin": found.margin, "default": other, "default_margin": margin}
+        return replace(trial, microseconds=found.microseconds, facts={**trial.facts, "in_turns": in_turns})
 
     def _outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[int, Found | Failure], None, None]:
         """Like `Measuring.run`; a process that could not open the device says nothing about its job. PartialError if
@@ -176,15 +182,14 @@ class MeasuredJudge:
                     "See what nvidia-smi says. Run the same command again: it goes on from the trials that were made.",
                 )
 
-    def _subject(self, task: Task, trial: Trial) -> Subject | str:
+    def _subject(self, task: Task, trial: Trial) -> Subject | tuple[str, str]:
         """Compiled, or why it is not."""
         ((_, subject),) = self._subjects(task, [dict(trial.config)])
-        return subject if isinstance(subject, Subject) else subject[1]
+        return subject
 
 
-def _confirmed(trial: Trial, checks: tuple[str, ...], refuted: Mapping[str, str]) -> Confirmed:
-    """``refuted``: faster ones that were not taken, and why."""
-    return Confirmed(replace(trial, facts={**trial.facts, "refuted": dict(refuted)}) if refuted else trial, checks)
+def _refuted(trial: Trial, status: str, reason: str) -> Trial:
+    return replace(trial, status=WRONG if status == WRONG else FAILED, microseconds=0.0, reason=reason)
 
 
 def _last_line(failure: Failure) -> str:
@@ -192,23 +197,11 @@ def _last_line(failure: Failure) -> str:
     return lines[-1].strip() if lines else failure.reason
 
 
-def _words(config: Config) -> str:
-    return " ".join(f"{k}={v}" for k, v in pairs(config))
-
-
 def candidates(ranked: Sequence[Trial]) -> list[Trial]:
-    """Fastest first; those that are as fast as the fastest by their knobs, so that chance does not choose."""
+    """Fastest first; those that are as fast as the fastest, within `TIE` however noisy, by their knobs, so that
+    chance does not choose."""
     if not ranked:
         return []
     best = ranked[0]
-    band = [t for t in ranked if not apart(best.microseconds, t.microseconds, (_margin(best), _margin(t)))]
+    band = [t for t in ranked if t.microseconds <= best.microseconds * (1 + TIE)]
     return sorted(band, key=lambda t: pairs(t.config)) + [t for t in ranked if t not in band]
-
-
-def _margin(trial: Trial) -> float:
-    return float(trial.facts.get("margin", 0.0))
-
-
-def _step(built: Compiled) -> Step:
-    asked = built.request
-    return Step(asked.kernel, asked.dims, asked.config, built.cubin)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsv2_compile.autotune.measure.jobs import Step
+from dsv2_compile.autotune.measure.jobs import Step, compiled_step
 from dsv2_compile.autotune.measure.stats import median
 from dsv2_compile.backends.cuda.compile import compile_each, request
 from dsv2_compile.backends.cuda.pool import Runner
@@ -67,8 +67,7 @@ def compiled(target: Target, runner: Runner) -> dict[str, Reference]:
                 f"The kernel that tells how fast a GPU is cannot be compiled ({name}): {made[r].reason}.",
                 "Report this as a bug.",
             )
-    steps = {name: Step(r.kernel, r.dims, r.config, made[r].cubin) for name, r in asked.items()}
-    return {name: Reference(step, ON_GPU[name][2]) for name, step in steps.items()}
+    return {name: Reference(compiled_step(r, made[r].cubin), ON_GPU[name][2]) for name, r in asked.items()}
 
 
 def _unsplit(kernel: str) -> dict[str, int]:

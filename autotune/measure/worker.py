@@ -15,7 +15,7 @@ from dsv2_compile.autotune.measure.stats import margin, median, quantiles
 from dsv2_compile.autotune.predict import bound
 from dsv2_compile.autotune.trial import FAILED, IMPOSSIBLE, OK, REFUSED, WRONG
 from dsv2_compile.processes import Failure
-from dsv2_compile.runtime.native.driver import DriverError
+from dsv2_compile.runtime.native.driver import OUT_OF_MEMORY, DriverError
 from dsv2_compile.targets import Target, target
 
 FEW, MANY = 8, 60
@@ -51,15 +51,18 @@ def start(setup: Setup) -> Callable[[Job], tuple[Found | Failure, bool]]:
 
 
 def answering(bench: Bench, gpu: Target) -> Callable[[Job], tuple[Found | Failure, bool]]:
-    """``answer`` of a process that measures on ``bench``."""
+    """``answer`` of a process that measures on ``bench``. It is the last one if the device has faulted, or if memory is
+    short: what earlier jobs have left may be to blame, so that a fresh process has to say."""
 
     def answer(job: Job) -> tuple[Found | Failure, bool]:
         try:
             found = ANSWERS[type(job)](bench, gpu, job)
-        except DriverError as e:
-            found = Found(REFUSED if e.code in _REFUSED else FAILED, _one_line(e))
         except Exception as e:
-            found = Found(FAILED, f"{type(e).__name__}: {_one_line(e)}")
+            code = e.code if isinstance(e, DriverError) else ""
+            reason = _one_line(e) if code else f"{type(e).__name__}: {_one_line(e)}"
+            if code == OUT_OF_MEMORY or isinstance(e, MemoryError):
+                return Failure(reason, "", crashed=True), True
+            found = Found(REFUSED if code in _REFUSED else FAILED, reason)
         try:
             bench.sound()
         except Exception as e:
@@ -84,10 +87,11 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
             break
         time.sleep(PAUSE)
     low, middle, high = quantiles(times)
+    spread = margin(times)
     facts = {
         "p10": low,
         "p90": high,
-        "margin": margin(times),
+        "margin": spread,
         "repeats": len(times),
         "attempts": ATTEMPTS - left,
         "reference": before,
@@ -99,8 +103,14 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
     elif facts.get("others"):
         facts["flag"] = f"{facts['others']} other processes computed on the device"
     if reason := impossible(job.subject, gpu, bench, median(times)):
-        return Found(IMPOSSIBLE, reason, facts=facts if isfinite(low + high) else {})
-    return Found(OK, "", middle, margin(times), facts)
+        return Found(IMPOSSIBLE, reason, facts=facts if _finite(low, high, drift, *before.values()) else {})
+    if not _finite(low, high, drift, *before.values()):
+        return Found(FAILED, f"times that are no numbers: {low:g} to {high:g} us, the device drifted by {drift:g}")
+    return Found(OK, "", middle, spread, facts)
+
+
+def _finite(*values: float) -> bool:
+    return all(map(isfinite, values))
 
 
 def impossible(subject: Subject, gpu: Target, bench: Bench, microseconds: float) -> str:
@@ -133,8 +143,10 @@ def compare(bench: Bench, gpu: Target, job: Compare) -> Found:
     for subject, times in ((job.subject, ours), (job.other, theirs)):
         if reason := impossible(subject, gpu, bench, median(times)):
             return Found(IMPOSSIBLE, reason)
-    facts = {"microseconds": median(theirs), "margin": margin(theirs), "rounds": job.rounds}
-    return Found(OK, "", median(ours), margin(ours), facts)
+    spread, other = margin(ours), margin(theirs)
+    if not _finite(spread, other):
+        return Found(FAILED, f"times that are no numbers: they differ by {spread:g} and {other:g} us")
+    return Found(OK, "", median(ours), spread, {"microseconds": median(theirs), "margin": other, "rounds": job.rounds})
 
 
 ANSWERS: dict[type, Callable[[Bench, Target, Any], Found]] = {

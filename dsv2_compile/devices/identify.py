@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dsv2_compile.processes import Failure, Worker, Workers
 from dsv2_compile.targets import GPUS
 
 SECONDS = 60.0
+_OTHERS = frozenset(("mig", "laptop", "d"))
+"""Words that make of a name that of another GPU with less of everything."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,11 @@ class Gpu:
 
 
 def profile_of(name: str, capability: str) -> str:
-    """The profile of a GPU by what its driver calls it; empty if there is none."""
-    words = name.lower().replace("-", "").replace(" ", "")
-    known = [t for t, gpu in GPUS.items() if gpu.capability == capability and t in words]
-    return max(known, key=len, default="")
+    """The profile of a GPU by the words that its driver calls it by; empty if there is none, as for a part of one."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    spoken = {*words, *map("".join, pairwise(words))}
+    known = [t for t, gpu in GPUS.items() if gpu.capability == capability and t in spoken]
+    return known[0] if len(known) == 1 and not _OTHERS.intersection(words) else ""
 
 
 def identify() -> Gpu | str:

@@ -181,9 +181,12 @@ class Failing:
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", REFUSED), ("CUDA_ERROR_INVALID_VALUE", REFUSED),
-     ("CUDA_ERROR_OUT_OF_MEMORY", FAILED)],
-)  # fmt: skip
+    [
+        ("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", REFUSED),
+        ("CUDA_ERROR_INVALID_VALUE", REFUSED),
+        ("CUDA_ERROR_UNKNOWN", FAILED),
+    ],
+)
 def test_errors_that_pass(code, status):
     found, last = worker.answering(Failing(code, False), H800)(Measure(subjects("rms_norm")[0]))
     assert found.status == status and code in found.reason and not last
@@ -232,7 +235,23 @@ def test_a_gpu_is_known_by_its_name():
     names = {"NVIDIA H200": "h200", "NVIDIA H20": "h20", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H800": "h800"}
     assert {name: profile_of(name, "sm_90") for name in names} == names
     assert profile_of("NVIDIA GeForce RTX 4090", "sm_89") == "rtx4090"
+    assert profile_of("NVIDIA A100-SXM4-80GB", "sm_80") == "a100"
     assert profile_of("NVIDIA H200", "sm_80") == profile_of("Tesla T4", "sm_75") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("NVIDIA GH200 480GB", "sm_90"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "sm_90"),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "sm_80"),
+        ("NVIDIA GB200", "sm_100"),
+        ("NVIDIA GeForce RTX 4090 D", "sm_89"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "sm_89"),
+    ],
+)
+def test_a_gpu_whose_name_has_that_of_another_in_it_has_no_profile(name, capability):
+    assert profile_of(name, capability) == ""
 
 
 def test_a_gpu_that_is_not_here_is_not_measured_on(monkeypatch):

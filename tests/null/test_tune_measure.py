@@ -3,6 +3,7 @@ what it never believes. No time here is one of a GPU."""
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from dsv2_compile.autotune.measure import worker
-from dsv2_compile.autotune.measure.jobs import Step, Subject
+from dsv2_compile.autotune.measure.jobs import Compare, Step, Subject
 from dsv2_compile.autotune.measure.judge import candidates
 from dsv2_compile.autotune.measure.stats import apart, margin
 from dsv2_compile.autotune.measure.worker import impossible
@@ -21,6 +22,7 @@ from dsv2_compile.errors import PartialError
 from dsv2_compile.kernels.gpu.kernel import KERNELS
 from tests.simulated_device import (
     DEVICE,
+    ENDLESS,
     ERRORS,
     TIMES,
     SimulatedBench,
@@ -71,6 +73,14 @@ def test_each_kind_of_mishap_is_told_and_costs_its_own_configuration():
     assert all(t.microseconds == 0.0 for t in found.values() if not t.ok)
     assert all(t.microseconds > bound(TASK.call, H800) for t in found.values() if t.ok)
     assert all(t.facts["simulated"] for t in found.values() if t.ok)
+
+
+def test_memory_that_an_earlier_configuration_has_left_none_of_is_no_fault_of_the_next():
+    asked = configs(6)
+    planted = {pairs(asked[1]): "leak", pairs(asked[4]): "large"}
+    found = trials_of(Simulation("h800", planted), asked)
+    assert [found[pairs(c)].status for c in asked] == [OK, OK, OK, OK, FAILED, OK]
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in found[pairs(asked[4])].reason
 
 
 def test_a_device_that_is_lost_ends_the_sweep_and_marks_nobody(tmp_path):
@@ -131,16 +141,19 @@ def test_what_is_fast_and_not_right_is_not_taken(kind, monkeypatch):
     bad = pairs(asked[5])
     times[bad] = 50.0
     _, _, won = judged(Simulation("h800", {bad: kind}, times=times), asked, monkeypatch)
-    assert won is not None and pairs(won.trial.config) != bad
-    if kind in ("wrong elsewhere", "sometimes wrong", "other bits"):
-        assert "planted" in str(won.trial.facts["refuted"]) or "not the same" in str(won.trial.facts["refuted"])
+    assert won.trial is not None and pairs(won.trial.config) != bad
+    found = {pairs(t.config): t for t in won.refuted}
+    assert found.keys() == ({bad} if kind in ("wrong elsewhere", "sometimes wrong", "other bits") else set())
+    for trial in found.values():
+        assert trial.status == WRONG and trial.microseconds == 0.0
+        assert "planted" in trial.reason or "not the same" in trial.reason
 
 
 def test_the_winner_names_what_it_has_passed(monkeypatch):
     asked = with_default(configs(6))
     times = {pairs(c): 100.0 for c in asked} | {pairs(asked[3]): 60.0}
-    judge, _, won = judged(Simulation("h800", times=times), asked, monkeypatch)
-    assert pairs(won.trial.config) == pairs(asked[3])
+    judge, (first, *_), won = judged(Simulation("h800", times=times), asked, monkeypatch)
+    assert pairs(first.config) == pairs(won.trial.config) == pairs(asked[3]) and not won.refuted
     assert won.checks == (
         "reference",
         "guard zones",
@@ -149,7 +162,8 @@ def test_the_winner_names_what_it_has_passed(monkeypatch):
         "faster than the default",
     )
     turns = won.trial.facts["in_turns"]
-    assert turns["microseconds"] == pytest.approx(60, rel=0.02) and turns["default"] == pytest.approx(100, rel=0.02)
+    assert won.trial.microseconds == pytest.approx(60, rel=0.02) and turns["default"] == pytest.approx(100, rel=0.02)
+    assert won.trial.microseconds != first.microseconds, "the time is the one in turns"
     kinds = [type(j).__name__ for j in judge._measuring.jobs]
     assert kinds[: len(asked)] == ["Measure"] * len(asked) and kinds[-1] == "Compare"
     assert kinds.count("Verify") == 8 and kinds.count("Race") == 1
@@ -170,14 +184,37 @@ def test_if_everything_fails_the_default_is_taken_if_it_passes_and_nothing_other
     for kind in ("wrong", "nothing", "not a number", "wrong elsewhere", "other bits"):
         everything = {pairs(c): kind for c in asked}
         _, _, won = judged(Simulation("h800", everything), asked, monkeypatch)
-        assert won is None, kind
+        assert won.trial is None and not won.checks, kind
+        refuted = everything if kind in ("wrong elsewhere", "other bits") else {}
+        assert {pairs(t.config): t.status for t in won.refuted} == dict.fromkeys(refuted, WRONG)
 
 
 def test_without_a_default_that_works_another_is_taken(monkeypatch):
     asked = with_default(configs(5))
     _, _, won = judged(Simulation("h800", {TASK.config: "wrong elsewhere"}), asked, monkeypatch)
-    assert won is not None and pairs(won.trial.config) != TASK.config
+    assert won.trial is not None and pairs(won.trial.config) != TASK.config
     assert "faster than the default" not in won.checks
+    assert {pairs(t.config) for t in won.refuted} <= {TASK.config}
+
+
+def test_what_ends_its_process_when_it_is_looked_at_more_closely_has_failed(monkeypatch):
+    asked = with_default(configs(5))
+    bad = pairs(asked[2])
+    times = {pairs(c): 100.0 for c in asked} | {bad: 50.0}
+
+    def held_out(self, subject, shape, seed):
+        self._lost = subject.steps[0].config_pairs == bad
+        return ""
+
+    monkeypatch.setattr(SimulatedBench, "held_out", held_out)
+    _, _, won = judged(Simulation("h800", times=times), asked, monkeypatch)
+    ((config, status, reason),) = ((pairs(t.config), t.status, t.reason) for t in won.refuted)
+    assert pairs(won.trial.config) != bad == config and status == FAILED and "illegal memory access" in reason
+
+
+def test_measuring_processes_are_not_sent_what_only_people_read(monkeypatch):
+    judge, _, _ = judged(Simulation("h800"), with_default(configs(3)), monkeypatch)
+    assert {s.cubin.ptx for job in judge._measuring.jobs for s in job.subject.steps} == {""}
 
 
 def test_repeats_are_spent_on_what_is_close_to_the_best(monkeypatch):
@@ -250,6 +287,19 @@ def test_times_that_cannot_be_are_refused(time):
     assert impossible(subject, H800, bench, 0.99 * least) and not impossible(subject, H800, bench, 1.01 * least)
 
 
+def test_times_without_an_end_are_no_measurement(monkeypatch):
+    asked = configs(3)
+    planted = {pairs(asked[1]): ENDLESS}
+    times = {pairs(c): 100.0 for c in asked}
+    judge, trials, _ = judged(Simulation("h800", planted, times=times), asked, monkeypatch)
+    found = {pairs(t.config): t for t in trials}[pairs(asked[1])]
+    assert found.status == FAILED and found.microseconds == 0.0 and "no numbers" in found.reason
+    json.dumps([t.to_json() for t in trials], allow_nan=False)
+    job = judge._measuring.jobs[1]
+    other = judge._measuring.answer(Compare(judge._measuring.jobs[0].subject, job.subject, 2))[0]
+    assert other.status == FAILED and "no numbers" in other.reason
+
+
 def test_a_device_that_is_faster_than_its_profile_moves_the_bound():
     subject = Subject(task(norm(rows=8192)).call, (Step("rms_norm", norm().dims, ()),))
     bench, least = SimulatedBench(Simulation("h800")), bound(subject.call, H800)
@@ -274,6 +324,12 @@ def test_the_order_of_those_as_fast_is_that_of_their_knobs():
     ranked = [trial(5, 100.0), trial(3, 100.5), trial(4, 101.0), trial(1, 103.0)]
     assert [t.config["X"] for t in candidates(ranked)] == [3, 4, 5, 1]
     assert candidates([]) == []
+
+
+def test_noise_does_not_make_a_slow_one_as_fast_as_the_fastest():
+    fast = Trial({"X": 2}, OK, 10.0, facts={"margin": 0.05})
+    noisy = Trial({"X": 1}, OK, 14.0, facts={"margin": 5.0})
+    assert candidates([fast, noisy]) == [fast, noisy]
 
 
 def test_the_simulation_has_one_time_a_configuration():
