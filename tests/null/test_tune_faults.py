@@ -133,6 +133,18 @@ def test_a_worker_that_hangs_before_it_is_ready_holds_up_nobody():
     assert isinstance(found, Failure) and not found.opened and "was not ready after 2 s" in found.reason
 
 
+def test_a_process_that_was_killed_while_idle_is_given_nothing():
+    workers = Workers(Worker("tests.light_worker"))
+    try:
+        ((_, (_, first)),) = workers.run([("run", 0)], [60.0])
+        os.kill(first, signal.SIGKILL)
+        assert gone([first])
+        ((_, (number, second)),) = workers.run([("run", 1)], [60.0])
+    finally:
+        workers.close()
+    assert number == 1 and second != first
+
+
 def test_a_deadline_stops_what_is_at_work():
     workers, start = Workers(Worker("tests.light_worker", SLEEP)), time.monotonic()
     try:
