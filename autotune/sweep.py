@@ -171,12 +171,13 @@ class Sweep:
             return
         default = state.trials.get(pairs(state.default))
         reference = default if default is not None and default.ok else won.trial
+        beside = won.trial.facts.get("in_turns", {"default": reference.microseconds})
         record = Record(
             key=state.task.key,
             config=pairs(won.trial.config),
             provenance=self._judge.provenance,
             microseconds=won.trial.microseconds,
-            default_microseconds=reference.microseconds,
+            default_microseconds=beside["default"],
             bound=state.bound,
             launch=launch_digest(state.task.key, dict(won.trial.config)),
             model=VERSION,
