@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from dsv2_compile.autotune.ray_cluster import connected
 from dsv2_compile.autotune.ray_worker import Facts, RayWorker, facts
+from dsv2_compile.devices.identify import Gpu
 from dsv2_compile.errors import IncompatibleError, PartialError, ResourceError
 from dsv2_compile.targets import Target
 
@@ -55,7 +56,8 @@ class RayRunner(Generic[J, R]):
 
     ``make``: the local runner of a worker, see `RayWorker`; it is pickled. ``lost``: outcome of a job that was lost
     every time, from the reason. ``target``: what jobs are for. ``workers``: at most so many, None for one a CPU, or
-    one a GPU if ``gpus``. ``address``: see `connected`. Raises IncompatibleError if Ray or the cluster is missing, or
+    one a GPU if ``gpus``; their runners say which by ``device()``, and all GPUs have to be of ``target``. ``device``:
+    one of them. ``address``: see `connected`. Raises IncompatibleError if Ray or the cluster is missing, or
     if nodes differ from here in what decides the bytes of kernels; ResourceError if the cluster has nothing free.
     """
 
@@ -69,8 +71,10 @@ class RayRunner(Generic[J, R]):
         address: str | None = None,
         gpus: int = 0,
     ) -> None:
-        self._make, self._lost, self._target, self._here = make, lost, target, facts(target)
-        self._needs = {"num_cpus": 1, "num_gpus": gpus}
+        wanted = Gpu(target.name, target.capability, "", target.name) if gpus else None
+        self._make, self._lost, self._target, self._here = make, lost, target, facts(target, wanted)
+        self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus}
+        self.device = ""
         self._vacant: list[str] = []
         """Nodes that a worker is to be started on."""
         self._starting: dict[Future[Facts], _Slot] = {}
@@ -161,7 +165,8 @@ class RayRunner(Generic[J, R]):
             place = NodeAffinitySchedulingStrategy(node, soft=False)
             options = {**self._needs, "scheduling_strategy": place, "max_concurrency": 2}
             actor: Any = ray.remote(RayWorker).options(**options).remote(self._make)
-            self._starting[actor.facts.remote(self._target).future()] = _Slot(node, actor)
+            told = actor.facts.remote(self._target, self._needs["num_gpus"] > 0)
+            self._starting[told.future()] = _Slot(node, actor)
 
     def _started(self, future: Future[Facts]) -> list[str]:
         """What is wrong with a worker that was started; if nothing, it may be given jobs."""
@@ -169,7 +174,8 @@ class RayRunner(Generic[J, R]):
 
         slot = self._starting.pop(future)
         try:
-            problems = future.result().differences(self._here)
+            there = future.result()
+            problems, self.device = there.differences(self._here), there.device
         except RayError as e:
             problems = [_line(e)]
         if problems:

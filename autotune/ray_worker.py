@@ -8,12 +8,13 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import dsv2_compile
 from dsv2_compile.backends.cuda.toolchain import toolchain
+from dsv2_compile.devices.identify import Gpu
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.targets import Target
 
@@ -27,11 +28,12 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the bytes of a cubin depend on beside its job. ``files``: digests of those of
-    `_SOURCES`."""
+    """All that the bytes of a cubin depend on beside its job, and for what measures the profile of its GPU. ``files``:
+    digests of those of `_SOURCES`. ``device``: the GPU, for people."""
 
     versions: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
 
     def differences(self, here: Facts) -> list[str]:
         """From ``here``, in words."""
@@ -49,13 +51,17 @@ def _changed(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
     return sorted(n for n in {*a, *b} if a.get(n) != b.get(n))
 
 
-def facts(target: Target) -> Facts:
-    """Of this machine, for kernels of ``target``."""
+def facts(target: Target, gpu: Gpu | str | None = None) -> Facts:
+    """Of this machine, for kernels of ``target``. ``gpu``: what it measures on, or why it cannot."""
     try:
         versions = vars(toolchain(target))
     except IncompatibleError as e:
         versions = {"triton": f"of no use ({e.cause})"}
-    return Facts({"dsv2-compile": dsv2_compile.__version__, **versions}, _sources())
+    known = Facts({"dsv2-compile": dsv2_compile.__version__, **versions}, _sources())
+    if gpu is None:
+        return known
+    profile, device = (gpu, "") if isinstance(gpu, str) else (gpu.target or gpu.name, f"{gpu.name}, CUDA {gpu.cuda}")
+    return replace(known, versions={**known.versions, "the GPU": profile}, device=device)
 
 
 def _sources() -> dict[str, str]:
@@ -74,8 +80,8 @@ class RayWorker:
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         self._runner = make()
 
-    def facts(self, target: Target) -> Facts:
-        return facts(target)
+    def facts(self, target: Target, measures: bool) -> Facts:
+        return facts(target, self._runner.device() if measures else None)
 
     def run(self, job: Any) -> Any:
         with closing(self._runner.run([job])) as outcomes:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import ray
 
+from dsv2_compile.autotune.measure.pool import MeasuringPool
 from dsv2_compile.backends.cuda.pool import Pool
+from dsv2_compile.devices.identify import Gpu, profile_of
 
 
 class Mortal(Pool):
@@ -26,6 +28,19 @@ class Mortal(Pool):
             self._died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().run(jobs)
+
+
+class Declared(MeasuringPool):
+    """Measuring processes on a GPU that is only said to be there."""
+
+    name = "NVIDIA H800"
+
+    def device(self):
+        return Gpu(self.name, "sm_90", "13.0", profile_of(self.name, "sm_90"))
+
+
+class Other(Declared):
+    name = "NVIDIA H200"
 
 
 class Where:

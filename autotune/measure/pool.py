@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any, Protocol
 
 from dsv2_compile.autotune.measure.jobs import Found, Job
+from dsv2_compile.devices.identify import Gpu, identify
 from dsv2_compile.processes import Failure, Worker, Workers
 
 MODULE = "dsv2_compile.autotune.measure.worker"
@@ -36,6 +37,10 @@ class MeasuringPool:
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, Found | Failure], None, None]:
         with closing(self._workers.run(jobs, [self._timeout] * len(jobs))) as outcomes:
             yield from outcomes
+
+    def device(self) -> Gpu | str:
+        """The GPU that its process will open, or why there is none."""
+        return identify()
 
     def close(self) -> None:
         self._workers.close()

@@ -51,7 +51,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--predict", action="store_true", help="predict times although the GPU is here")
     parser.add_argument("--records", metavar="FILE", type=Path, help="append records to FILE instead of your own")
-    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where kernels are compiled (local)")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default="local", help="where kernels are compiled and measured (local)"
+    )
     parser.add_argument("--address", metavar="A", help="of the Ray cluster; without it one is started here")
     parser.add_argument("--workers", type=at_least(1), metavar="N", help="compiling processes (one a CPU)")
 
@@ -91,7 +93,7 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
     with ExitStack() as stack:
         try:
             runner = stack.enter_context(executor(args.executor, gpu, args.workers, args.address))
-            judge = stack.enter_context(judge_for(gpu, runner, args.predict))
+            judge = stack.enter_context(judge_for(gpu, runner, args.predict, args.executor, args.address))
             if judge.device:
                 console.note(f"measuring on {judge.device}")
             elif args.predict:

@@ -20,18 +20,18 @@ from pathlib import Path
 import pytest
 
 import dsv2_compile
-from dsv2_compile.autotune import ray_cluster, ray_runner
+from dsv2_compile.autotune import judges, ray_cluster, ray_runner
 from dsv2_compile.autotune.executors import executor
-from dsv2_compile.autotune.measure.pool import MeasuringPool
 from dsv2_compile.autotune.ray_runner import RayRunner
 from dsv2_compile.autotune.ray_worker import Facts
+from dsv2_compile.autotune.record import PREDICTED
 from dsv2_compile.backends.cuda.build_cache import Built
 from dsv2_compile.backends.cuda.pool import Failed, Pool
 from dsv2_compile.errors import IncompatibleError, PartialError, ResourceError, UsageError
 from dsv2_compile.kernels.gpu import aot
 from dsv2_compile.targets import target
 from tests.gpu_fakes import FAKES, double, matmul, unlucky
-from tests.ray_fakes import Mortal, Where
+from tests.ray_fakes import Declared, Mortal, Other, Where
 
 ROOT = Path(__file__).parents[2]
 H800 = target("h800")
@@ -222,10 +222,25 @@ def test_what_is_left_is_cancelled_and_the_workers_come_back(joined):
 
 
 def test_measuring_jobs_go_to_the_nodes_with_gpus(joined):
-    with runner(partial(MeasuringPool, "setup", "tests.ray_fakes"), gpus=1) as ray:
+    with runner(partial(Declared, "setup", "tests.ray_fakes"), gpus=1) as ray:
+        assert ray.device == "NVIDIA H800, CUDA 13.0"
         assert outcomes(ray, ["a", "b"]) == [("setup", "a", "0"), ("setup", "b", "0")]
     with runner(Where) as ray:
         assert len({node for _, node in outcomes(ray, range(20))}) == 2
+
+
+def test_nodes_with_other_gpus_do_not_measure(joined):
+    with pytest.raises(IncompatibleError) as e:
+        runner(partial(Other, "setup", "tests.ray_fakes"), gpus=1)
+    assert e.value.problems[0].endswith("the GPU is h200, here h800")
+
+
+def test_times_are_predicted_where_the_cluster_has_no_gpu_to_measure_on(joined, monkeypatch):
+    """The node says that it has one, but none can be opened there."""
+    monkeypatch.setattr(judges.speed, "compiled", lambda target, runner: {})
+    told = pytest.warns(UserWarning, match="times are predicted: .* the GPU is ")
+    with told, Pool(1) as pool, judges.judge_for(H800, pool, False, "ray") as judge:
+        assert judge.provenance == PREDICTED
 
 
 def test_two_runs_share_the_workers(joined):
