@@ -44,7 +44,10 @@ class Other(Declared):
 
 
 class Where:
-    """Answers (job, node); on the node ``stuck`` it does not answer."""
+    """Answers (job, node); on the node ``stuck`` it does not answer. Its GPU is only said to be there."""
+
+    device = Declared.device
+    name = Declared.name
 
     def __init__(self, stuck=""):
         self._stuck = stuck

@@ -45,6 +45,7 @@ REQUIRED = {
     "numpy": Package("numpy", "1.26", "", "everything"),
     "onnx": Package("onnx", "1.19", "2", "build"),
     "onnxruntime": Package("onnxruntime", "1.32", "2", "run, verify, build"),
+    "optuna": Package("optuna", "4.4", "6", "tune"),
     "safetensors": Package("safetensors", "0.6", "1", "build, verify"),
     "sympy": Package("sympy", "1.13", "", "build"),
     "tokenizers": Package("tokenizers", "0.21", "1", "run with text"),

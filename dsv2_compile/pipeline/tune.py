@@ -95,7 +95,11 @@ def tune(
     done: set[Key] = set()
     for _ in range(ROUNDS):
         known = base.load([*base.files_for(request.gpu), records])
-        tasks = [t for t in call_tasks(known) if t.key not in done]
+        called = call_tasks(known)
+        if not done:
+            require_kernels(request.kernels, dict.fromkeys(t.call.kernel for t in called))
+        asked = request.kernels or KERNELS
+        tasks = [t for t in called if t.key not in done and t.call.kernel in asked]
         if not tasks or (done and time.monotonic() >= deadline):
             break
         sweep = Sweep(tasks, request.gpu, judge, log, records, effort, known, deadline, told)
@@ -112,7 +116,7 @@ def require_kernels(asked: Sequence[str], known: Iterable[str]) -> None:
 
 
 def _tasks(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Sequence[Task]]:
-    """What there is to tune, given what is known."""
+    """What the programs call, given what is known."""
     config = Checkpoint.settings(request.model, request.revision, progress).config
     positions = request.max_seq_len or config.max_position_embeddings
     if not 1 <= positions <= config.max_position_embeddings:
@@ -132,8 +136,6 @@ def _tasks(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Se
             progress,
             Choice(configs_of(known)),
         )
-        found = tasks_of(drafts.values(), request.gpu)
-        require_kernels(request.kernels, {t.call.kernel: None for t in found})
-        return [t for t in found if not request.kernels or t.call.kernel in request.kernels]
+        return tasks_of(drafts.values(), request.gpu)
 
     return tasks

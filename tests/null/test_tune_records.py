@@ -595,6 +595,7 @@ def cache(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(base, "SHIPPED", tmp_path / "shipped")
     return tmp_path / "cache"
 
 
