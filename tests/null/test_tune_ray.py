@@ -278,6 +278,7 @@ def test_a_node_that_would_make_other_cubins_is_refused(joined, monkeypatch, tmp
     assert "ptxas is cuda_99.1, here cuda_" in other
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_away_costs_its_jobs_a_retry(joined):
     """On the nodes that stay; when there are none, what is not done is told."""
     node = joined.add_node(num_cpus=2, num_gpus=2)
