@@ -14,7 +14,7 @@ from dsv2_compile.autotune import base
 from dsv2_compile.autotune.log import TrialLog
 from dsv2_compile.autotune.predict import VERSION, bound
 from dsv2_compile.autotune.record import Record, launch_digest
-from dsv2_compile.autotune.search import Search, pairs, search
+from dsv2_compile.autotune.search import Pairs, Search, pairs, search
 from dsv2_compile.autotune.space import plausible, seeds
 from dsv2_compile.autotune.tasks import Task
 from dsv2_compile.autotune.trial import Judge, Trial
@@ -62,7 +62,7 @@ class _State:
     search: Search
     bound: float
     over: bool = False
-    trials: dict[tuple[tuple[str, int], ...], Trial] = field(default_factory=dict)
+    trials: dict[Pairs, Trial] = field(default_factory=dict)
 
     @property
     def ranked(self) -> list[Trial]:
@@ -171,13 +171,12 @@ class Sweep:
             return
         default = state.trials.get(pairs(state.default))
         reference = default if default is not None and default.ok else won.trial
-        beside = won.trial.facts.get("in_turns", {"default": reference.microseconds})
         record = Record(
             key=state.task.key,
             config=pairs(won.trial.config),
             provenance=self._judge.provenance,
             microseconds=won.trial.microseconds,
-            default_microseconds=beside["default"],
+            default_microseconds=won.default_microseconds or reference.microseconds,
             bound=state.bound,
             launch=launch_digest(state.task.key, dict(won.trial.config)),
             model=VERSION,

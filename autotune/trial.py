@@ -44,11 +44,13 @@ class Trial:
 @dataclass(frozen=True)
 class Confirmed:
     """``trial``: what is taken, None if nothing may be; ``checks``: names of what it has passed. ``refuted``: trials
-    that were OK until they were looked at more closely, with what they are now."""
+    that were OK until they were looked at more closely, with what they are now. ``default_microseconds``: of the
+    default, timed in turns with ``trial``; 0 if it was not."""
 
     trial: Trial | None
     checks: tuple[str, ...] = ()
     refuted: tuple[Trial, ...] = ()
+    default_microseconds: float = 0.0
 
 
 class Judge(Protocol):

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
+from dsv2_compile.autotune.search import Pairs
 from dsv2_compile.backends.cuda.draft import Request
 from dsv2_compile.kernels.gpu.aot import Cubin
 from dsv2_compile.kernels.gpu.kernel import KERNELS, Call, Config, Dims, Kernel
-
-Pairs: TypeAlias = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ class MeasuredJudge:
             if own or kept is None:
                 return Confirmed(trial, checks, tuple(refuted))
             if faster := self._faster(task, trial, kept):
-                return Confirmed(faster, (*checks, "faster than the default"), tuple(refuted))
+                other = float(faster.facts["in_turns"]["default"])
+                return Confirmed(faster, (*checks, "faster than the default"), tuple(refuted), other)
             theirs = self._passed(task, kept)
             if isinstance(theirs, Trial):
                 return Confirmed(trial, checks, (*refuted, theirs))

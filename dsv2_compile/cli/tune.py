@@ -69,8 +69,6 @@ def _run(args: argparse.Namespace, console: Console) -> Result:
     gpu = target(args.gpu)
     if not gpu.is_gpu:
         raise UsageError(f"{gpu.name} is no GPU.", "Name one with --gpu.")
-    if args.address and args.executor != "ray":
-        raise UsageError("--address has no effect without --executor ray.", "Leave it out, or add --executor ray.")
     quiet_downloads(console)
     console.progress("loading", 0, 0)
     from dsv2_compile.autotune.executors import executor

@@ -7,10 +7,14 @@ import json
 import pytest
 
 from dsv2_compile.autotune import base
+from dsv2_compile.autotune.executors import EXECUTORS
 from dsv2_compile.autotune.measure import opening
 from dsv2_compile.autotune.record import PREDICTED
+from dsv2_compile.autotune.sweep import EFFORTS
 from dsv2_compile.checkpoint.presets import configure, published_config
+from dsv2_compile.cli import tune
 from dsv2_compile.cli.main import main
+from dsv2_compile.pipeline.cuda import DTYPES
 from dsv2_compile.targets import target
 from tests.cli_tools import checked
 
@@ -55,6 +59,11 @@ def answer(capsys, *words, code=0):
 def test_what_cannot_be_tuned_is_told(model, words, cause, capsys):
     found = answer(capsys, "tune", model, *words, code=2)
     assert cause in found["error"]["cause"] + found["error"]["remedy"]
+
+
+def test_the_choices_are_those_there_are():
+    """The command lists them before it imports what has them."""
+    assert tuple(EFFORTS) == tune.EFFORTS and tuple(EXECUTORS) == tune.EXECUTORS and tune.DTYPES == DTYPES
 
 
 def test_a_model_that_is_not_there(capsys, tmp_path):

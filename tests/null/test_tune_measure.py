@@ -163,6 +163,7 @@ def test_the_winner_names_what_it_has_passed(monkeypatch):
     )
     turns = won.trial.facts["in_turns"]
     assert won.trial.microseconds == pytest.approx(60, rel=0.02) and turns["default"] == pytest.approx(100, rel=0.02)
+    assert won.default_microseconds == turns["default"]
     assert won.trial.microseconds != first.microseconds, "the time is the one in turns"
     kinds = [type(j).__name__ for j in judge._measuring.jobs]
     assert kinds[: len(asked)] == ["Measure"] * len(asked) and kinds[-1] == "Compare"

@@ -571,6 +571,7 @@ def test_a_child_does_not_keep_the_lock(tmp_path):
             os._exit(0)
     try:
         save(path, [record()], wait=False)
+        assert len(load([path]).records) == 1
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
