@@ -13,11 +13,11 @@ from pathlib import Path
 from dsv2_compile.autotune import base
 from dsv2_compile.autotune.log import TrialLog
 from dsv2_compile.autotune.predict import VERSION, bound
-from dsv2_compile.autotune.record import Record, launch_digest
+from dsv2_compile.autotune.record import Key, Record, launch_digest
 from dsv2_compile.autotune.search import Pairs, Search, pairs, search
 from dsv2_compile.autotune.space import plausible, seeds
 from dsv2_compile.autotune.tasks import Task
-from dsv2_compile.autotune.trial import Judge, Trial
+from dsv2_compile.autotune.trial import Confirmed, Judge, Trial
 from dsv2_compile.kernels.gpu.kernel import Config
 from dsv2_compile.targets import Target
 
@@ -63,10 +63,17 @@ class _State:
     bound: float
     over: bool = False
     trials: dict[Pairs, Trial] = field(default_factory=dict)
+    confirmed: Pairs | None = None
+    """The fastest when the winner was last looked for."""
+    won: Confirmed | None = None
 
     @property
     def ranked(self) -> list[Trial]:
         return sorted((t for t in self.trials.values() if t.ok), key=lambda t: (t.microseconds, pairs(t.config)))
+
+    @property
+    def fastest(self) -> Pairs | None:
+        return pairs(self.ranked[0].config) if self.ranked else None
 
     def take(self, trial: Trial) -> None:
         self.trials[pairs(trial.config)] = trial
@@ -94,8 +101,8 @@ class Sweep:
         self._effort, self._deadline, self._told = effort, deadline, told
         self._known = known or base.Base()
         self._name = judge_name(judge)
-        self._states = [self._start(t) for t in tasks]
-        self.found: list[Record] = []
+        self._states = sorted(map(self._start, tasks), key=lambda s: -s.bound * s.task.count)
+        self._found: dict[Key, Record] = {}
         self.tally = Tally(
             len(tasks),
             found=sum(len(s.trials) for s in self._states),
@@ -103,21 +110,24 @@ class Sweep:
         )
 
     def run(self) -> list[Record]:
-        """Round after round a batch of every task, so that each has a winner whenever the time is up. What was tried
-        stays in the log if this is interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short."""
+        """Round after round a batch of every task, those first that take longest at their bound, and its winner
+        confirmed, so that what matters most has one whenever the time is up. What was tried stays in the log if this is
+        interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short. -> the last record of each."""
         left = self._states
         while left and not self._late():
             for state in left:
                 if self._late():
                     break
                 state.over = not self._batch(state)
-                if state.over:
-                    self.tally.finished += 1
-                    self._crown(state)
+                self.tally.finished += state.over
+                self._crown(state)
             left = [s for s in left if not s.over]
-        for state in left:
-            self._crown(state)
         return self.found
+
+    @property
+    def found(self) -> list[Record]:
+        """Of winners, as far as they have been found."""
+        return list(self._found.values())
 
     def _late(self) -> bool:
         return time.monotonic() >= self._deadline
@@ -162,11 +172,15 @@ class Sweep:
         self._told(tally)
 
     def _crown(self, state: _State) -> None:
-        """Save the record of the winner, if a trial may win."""
-        default = state.trials.get(pairs(state.default))
-        won = self._judge.confirm(state.task, state.ranked, default)
-        for trial in won.refuted:
-            self._take(state, trial)
+        """Save the record of the winner, if a trial may win; it is looked for again if another one is the fastest."""
+        if state.won is None or state.fastest != state.confirmed:
+            state.won = self._judge.confirm(state.task, state.ranked, state.trials.get(pairs(state.default)))
+            for trial in state.won.refuted:
+                self._take(state, trial)
+            state.confirmed = state.fastest
+        elif not state.over:
+            return
+        won = state.won
         if won.trial is None:
             return
         default = state.trials.get(pairs(state.default))
@@ -186,7 +200,7 @@ class Sweep:
             created=int(time.time()),
         )
         base.save(self._records, [record])
-        self.found.append(record)
+        self._found[record.key] = record
 
 
 def judge_name(judge: Judge) -> str:

@@ -11,6 +11,7 @@ import torch
 from dsv2_compile.autotune.measure.jobs import Subject
 from dsv2_compile.kernels.gpu.cases import case_for, held_out
 from dsv2_compile.kernels.gpu.check import Case, Tensors
+from dsv2_compile.kernels.gpu.kernel import Dims, Kernel
 
 MOST_FLOPS = 2e12
 """Of a call whose reference is computed at its own sizes: seconds in fp64 on a host with a GPU."""
@@ -45,9 +46,9 @@ _kept: list[Any] = []
 
 
 def remembering(case: Case) -> Case:
-    """The same case. Its inputs are made once a seed, its reference is computed once for the knobs that it reads."""
+    """The same case. Its inputs are made once a seed, what is expected once for the knobs that its reference reads."""
     inputs: dict[int, Tensors] = {}
-    found: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    found: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
 
     def given(generator: torch.Generator) -> Tensors:
         seed = generator.initial_seed()
@@ -57,16 +58,16 @@ def remembering(case: Case) -> Case:
             inputs[seed] = case.inputs(generator)
         return {n: t if t is None or t.is_floating_point() else t.clone() for n, t in inputs[seed].items()}
 
-    def reference(dims: Mapping[str, Any], sizes: Mapping[str, int], **tensors: torch.Tensor | None) -> dict[str, Any]:
+    def expected(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensors) -> Mapping[str, Any]:
         for read, values in found:
             if all(dims.get(n, _ABSENT) == v for n, v in read.items()):
                 return values
         noting = _Noting(dims)
-        values = case.kernel.reference(noting, sizes, **tensors)
+        values = case.expected(kernel, noting, sizes, stored)
         found.append((noting.read, values))
         return values
 
-    return replace(case, inputs=given, kernel=replace(case.kernel, reference=reference))
+    return replace(case, inputs=given, expected=expected)
 
 
 _ABSENT = object()

@@ -38,7 +38,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         type=_time,
         default=float("inf"),
-        help="time for trials: 90s, 30m, 2h; winners are confirmed after it",
+        help="90s, 30m, 2h; the batch under way then is finished",
     )
     parser.add_argument(
         "--effort", choices=EFFORTS, default="quick", help="configurations of a call: 16 or 160 (quick)"

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -30,20 +29,36 @@ UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
 """Largest relative error of rounding to a dtype."""
 POISON = -(1 << 31)
 """In integer outputs; in float ones it is NaN."""
+SHORT = 1e9
+"""FLOP that a host does in fp64 in no time."""
 RUN = 16
 """Neighbouring values that are judged together."""
 LARGE = 1 << 28
-"""From so many elements on, `normal` repeats itself and a reference gets a tensor as it is stored: in fp64 they would
-take gigabytes, the experts of a layer of V2 more than a machine has. Weights and caches alone are so large."""
+"""From so many elements on, a reference gets a tensor as it is stored: in fp64 it would take gigabytes, the experts of
+a layer of V2 more than a machine has. Weights and caches alone are so large."""
+PERIOD = (1 << 22) - 3
+"""After so many elements `normal` repeats itself: as random as a check needs, and made in no time. It is a prime, so
+that no stride is a multiple of it."""
 
 
 class Violation(Exception):
     """A kernel wrote where it must not, or gave other bits for the same inputs."""
 
 
+def in_fp64(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensors) -> Mapping[str, Any]:
+    """What ``kernel`` should make of ``stored``, by its reference: on the host, or where torch has a GPU and it takes
+    long there, on that."""
+    work = kernel.cost(dims, sizes).flops
+    where = torch.device("cuda" if work > SHORT and torch.cuda.is_available() else "cpu")
+    with where:
+        found = kernel.reference(dims, sizes, **{n: _exact(t, where) for n, t in stored.items()})
+    return {n: None if t is None else t.cpu() for n, t in found.items()}
+
+
 @dataclass(frozen=True)
 class Case:
-    """One call. ``inputs(generator)``: floats or int32 tensors by argument name, None for a null pointer."""
+    """One call. ``inputs(generator)``: floats or int32 tensors by argument name, None for a null pointer.
+    ``expected``: what comes of them as they are stored."""
 
     name: str
     kernel: Kernel
@@ -51,6 +66,7 @@ class Case:
     sizes: Mapping[str, int]
     inputs: Callable[[torch.Generator], Tensors]
     outputs: Outputs
+    expected: Callable[[Kernel, Dims, Mapping[str, int], Tensors], Mapping[str, Any]] = in_fp64
 
 
 def always(**shapes: tuple[int, ...]) -> Outputs:
@@ -94,8 +110,7 @@ def check(
     is compared too. Without it, the kernel is judged alone.
     """
     kernel, given = case.kernel, _stored(case, dtype, seed)
-    exact = {name: _exact(tensor) for name, tensor in given.items()}
-    expected = kernel.reference({**case.dims, **config}, case.sizes, **exact)
+    expected = case.expected(kernel, {**case.dims, **config}, case.sizes, given)
     tensors = _with_outputs(case, dtype, config, given)
     launch(kernel, case.dims, config, case.sizes, dtype, tensors)
     errors = _errors(kernel, tensors, expected, dtype)
@@ -104,7 +119,7 @@ def check(
         return errors
     last, dims = KERNELS[following[0]], following[1]
     passed = {n: t for n, t in expected.items() if n in last.args and n not in last.outputs}
-    expected = last.reference({**dims, **then}, case.sizes, **passed)
+    expected = in_fp64(last, {**dims, **then}, case.sizes, passed)
     tensors = {n: tensors[n] for n in passed} | {n: _poison(last, n, t.shape, dtype) for n, t in expected.items()}
     launch(last, dims, then, case.sizes, dtype, tensors)
     return errors + _errors(last, tensors, expected, dtype)
@@ -119,7 +134,8 @@ def _stored(case: Case, dtype: str, seed: int) -> Tensors:
     """Inputs, in the kernel's dtypes."""
     given = case.inputs(torch.Generator().manual_seed(seed))
     kinds = {n: DTYPES[_kind(kind, dtype)] for n, kind in case.kernel.args.items()}
-    return {n: None if t is None else t.to(kinds[n]).contiguous() for n, t in given.items()}
+    updated = case.kernel.outputs
+    return {n: None if t is None else t.to(kinds[n], copy=n in updated).contiguous() for n, t in given.items()}
 
 
 def _with_outputs(case: Case, dtype: str, config: Config, given: Tensors) -> Tensors:
@@ -133,11 +149,12 @@ def _poison(kernel: Kernel, name: str, shape: Sequence[int], dtype: str) -> torc
     return torch.full(tuple(shape), POISON if kind == "i32" else float("nan"), dtype=DTYPES[kind])
 
 
-def _exact(tensor: torch.Tensor | None) -> torch.Tensor | None:
+def _exact(tensor: torch.Tensor | None, where: torch.device) -> torch.Tensor | None:
     """What the reference sees, which may not change when the kernel runs."""
     if tensor is None or tensor.numel() >= LARGE:
-        return tensor
-    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+        return None if tensor is None else tensor.to(where)
+    moved = tensor.to(where)
+    return moved.double() if tensor.is_floating_point() else moved.clone()
 
 
 def _errors(kernel: Kernel, tensors: Tensors, expected: Mapping[str, torch.Tensor | None], dtype: str) -> list[Error]:
@@ -238,15 +255,9 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def normal(generator: torch.Generator, *shape: int, scale: float = 1.0) -> torch.Tensor:
-    """[*shape] from a normal distribution, in float64; `LARGE` ones in bf16 and the same ones for any generator."""
-    if prod(shape) >= LARGE:
-        return _large(shape, scale)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-
-
-@lru_cache(maxsize=1)
-def _large(shape: tuple[int, ...], scale: float) -> torch.Tensor:
-    """Repeats itself after a number of elements that no stride is a multiple of."""
-    period = (LARGE >> 4) - 1
-    some = (torch.randn(period, generator=torch.Generator().manual_seed(0)) * scale).bfloat16()
-    return some.repeat(-(-prod(shape) // period))[: prod(shape)].view(shape)
+    """[*shape] from a normal distribution, in float64; if there are more than `PERIOD`, in bf16."""
+    count = prod(shape)
+    some = torch.randn(min(count, PERIOD), generator=generator, dtype=torch.float64) * scale
+    if count <= PERIOD:
+        return some.view(shape)
+    return some.bfloat16().repeat(-(-count // PERIOD))[:count].view(shape)

@@ -124,7 +124,7 @@ def _by_head(dims: Dims, rows: int, pattern: int = 0) -> Case:
         x = torch.full((rows, x_row), float("nan"), dtype=torch.float64)
         used = torch.arange(heads)[:, None] * x_head + torch.arange(k)
         values = normal(g, rows, heads, k)
-        x[:, used] = heavy_ends(values.flatten(0, 1), k).view_as(values) if pattern else values
+        x[:, used] = (heavy_ends(values.flatten(0, 1), k).view_as(values) if pattern else values).double()
         return {"x": x, "w": normal(g, heads, n, k, scale=k**-0.5)}
 
     name = f"{rows} rows, {heads} heads, {k} to {n}" + f", pattern {pattern}" * (pattern > 0)

@@ -26,7 +26,7 @@ def _of(dims: Dims, queries: tuple[int, ...], cached: tuple[int, ...]) -> Case:
         q = torch.full((rows, int(dims["Q_ROW"])), float("nan"), dtype=torch.float64)
         q[:, :width] = normal(g, rows, width, scale=2.0)
         cache = torch.full((context + 9, latent + rope), float("nan"), dtype=torch.float64)
-        cache[slots, latent:] = normal(g, context, rope)
+        cache[slots, latent:] = normal(g, context, rope).double()
         return {
             "q": q,
             "kv": normal(g, context, heads * (nope + v)),

@@ -71,7 +71,7 @@ def _attend(
             k_rows = tl.arange(0, BLOCK_N) * WIDTH
         else:
             k = cache
-            k_rows = (page.to(tl.int64) * PAGE + token % PAGE) * WIDTH
+            k_rows = page.to(tl.int64) * (PAGE * WIDTH) + token % PAGE * WIDTH  # a sum times WIDTH 3.6 calls aligned
         page = _pages(table, start + BLOCK_N, end, PAGE, BLOCK_N)
         k_latent = ()
         for c in tl.static_range(CHUNKS):
