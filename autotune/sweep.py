@@ -75,6 +75,10 @@ class _State:
     def fastest(self) -> Pairs | None:
         return pairs(self.ranked[0].config) if self.ranked else None
 
+    def least(self, trial: Trial) -> float:
+        """The bound, of the inputs that ``trial`` was timed with if it was."""
+        return float(trial.facts.get("bound", self.bound))
+
     def take(self, trial: Trial) -> None:
         self.trials[pairs(trial.config)] = trial
         self.search.tell(trial.config, trial.microseconds if trial.ok else None)
@@ -159,7 +163,7 @@ class Sweep:
 
     def _take(self, state: _State, trial: Trial) -> None:
         default = pairs(trial.config) == pairs(state.default)
-        self._log.add(state.task, self._name, trial, state.bound, default)
+        self._log.add(state.task, self._name, trial, state.least(trial), default)
         state.take(trial)
 
     def _tell(self, state: _State, trial: Trial) -> None:
@@ -191,7 +195,7 @@ class Sweep:
             provenance=self._judge.provenance,
             microseconds=won.trial.microseconds,
             default_microseconds=won.default_microseconds or reference.microseconds,
-            bound=state.bound,
+            bound=state.least(won.trial),
             launch=launch_digest(state.task.key, dict(won.trial.config)),
             model=VERSION,
             device=self._judge.device,

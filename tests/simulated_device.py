@@ -33,7 +33,7 @@ from dsv2_compile.backends.cuda.compile import Compiled
 from dsv2_compile.backends.cuda.disassembly import Usage
 from dsv2_compile.backends.cuda.static_checks import Report
 from dsv2_compile.kernels.gpu.aot import Cubin
-from dsv2_compile.kernels.gpu.kernel import KERNELS
+from dsv2_compile.kernels.gpu.kernel import KERNELS, Call
 from dsv2_compile.processes import Failure
 from dsv2_compile.runtime.native.driver import OUT_OF_MEMORY, DriverError
 from dsv2_compile.targets import Target, target
@@ -142,6 +142,9 @@ class SimulatedBench:
 
     def reference(self) -> dict[str, float]:
         return {name: self._noisy(time) for name, time in REFERENCES.items()}
+
+    def timed(self, subject: Subject) -> Call:
+        return subject.call
 
     def rates(self) -> tuple[float, float]:
         return 0.8 * self._target.bandwidth, 0.7 * self._target.flops

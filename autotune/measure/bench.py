@@ -94,6 +94,11 @@ class DeviceBench:
 
     # times
 
+    def timed(self, subject: Subject) -> Call:
+        case = timed_case(subject)
+        decided = case.decided(case.inputs(torch.Generator().manual_seed(0)))
+        return replace(subject.call, sizes=tuple(sorted({**dict(subject.call.sizes), **decided}.items())))
+
     def times(self, subject: Subject, repeats: int) -> list[float]:
         return [ms * 1e3 for ms in self._device.times(self._works(subject), SECONDS, repeats)]
 

@@ -109,6 +109,9 @@ class Bench(Protocol):
     def race(self, subject: Subject, repeats: int, seconds: float) -> tuple[str, int]:
         """What is wrong, and how many runs there were."""
 
+    def timed(self, subject: Subject) -> Call:
+        """The call with all sizes that the inputs which it is timed with decide."""
+
     def times(self, subject: Subject, repeats: int) -> list[float]:
         """Microseconds of one call, with cold caches, in each of about so many repeats."""
 

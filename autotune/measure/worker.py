@@ -9,11 +9,12 @@ from math import isfinite
 from typing import Any
 
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
-from dsv2_compile.autotune.measure.jobs import Bench, Compare, Found, Job, Measure, Race, Subject, Verify
+from dsv2_compile.autotune.measure.jobs import Bench, Compare, Found, Job, Measure, Race, Verify
 from dsv2_compile.autotune.measure.speed import Reference
 from dsv2_compile.autotune.measure.stats import margin, median, quantiles
 from dsv2_compile.autotune.predict import bound
 from dsv2_compile.autotune.trial import FAILED, IMPOSSIBLE, OK, REFUSED, WRONG
+from dsv2_compile.kernels.gpu.kernel import Call
 from dsv2_compile.processes import Failure
 from dsv2_compile.runtime.native.driver import OUT_OF_MEMORY, DriverError
 from dsv2_compile.targets import Target, target
@@ -88,7 +89,9 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
         time.sleep(PAUSE)
     low, middle, high = quantiles(times)
     spread = margin(times)
+    call = bench.timed(job.subject)
     facts = {
+        "bound": bound(call, gpu),
         "p10": low,
         "p90": high,
         "margin": spread,
@@ -102,7 +105,7 @@ def measure(bench: Bench, gpu: Target, job: Measure) -> Found:
         facts["flag"] = f"the device drifted by {drift:.0%} while this was timed"
     elif facts.get("others"):
         facts["flag"] = f"{facts['others']} other processes computed on the device"
-    if reason := impossible(job.subject, gpu, bench, median(times)):
+    if reason := impossible(call, gpu, bench, median(times)):
         return Found(IMPOSSIBLE, reason, facts=facts if _finite(low, high, drift, *before.values()) else {})
     if not _finite(low, high, drift, *before.values()):
         return Found(FAILED, f"times that are no numbers: {low:g} to {high:g} us, the device drifted by {drift:g}")
@@ -113,10 +116,10 @@ def _finite(*values: float) -> bool:
     return all(map(isfinite, values))
 
 
-def impossible(subject: Subject, gpu: Target, bench: Bench, microseconds: float) -> str:
+def impossible(call: Call, gpu: Target, bench: Bench, microseconds: float) -> str:
     """Why no call can take so little: it is below the roofline of the target, or of the device if that is faster."""
     bandwidth, flops = bench.rates()
-    least = bound(subject.call, replace(gpu, bandwidth=max(gpu.bandwidth, bandwidth), flops=max(gpu.flops, flops)))
+    least = bound(call, replace(gpu, bandwidth=max(gpu.bandwidth, bandwidth), flops=max(gpu.flops, flops)))
     if isfinite(microseconds) and microseconds > max(least, 0.0):
         return ""
     return f"{microseconds:.4g} us, the bound is {least:.4g} us"
@@ -141,7 +144,7 @@ def compare(bench: Bench, gpu: Target, job: Compare) -> Found:
         ours += bench.times(job.subject, FEW)
         theirs += bench.times(job.other, FEW)
     for subject, times in ((job.subject, ours), (job.other, theirs)):
-        if reason := impossible(subject, gpu, bench, median(times)):
+        if reason := impossible(bench.timed(subject), gpu, bench, median(times)):
             return Found(IMPOSSIBLE, reason)
     spread, other = margin(ours), margin(theirs)
     if not _finite(spread, other):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, TypeAlias
 
@@ -33,6 +34,8 @@ SHORT = 1e9
 """FLOP that a host does in fp64 in no time."""
 RUN = 16
 """Neighbouring values that are judged together."""
+FIXED = 1 << 26
+"""From so many elements on `normal` gives the same ones for any generator: a tuner asks for the same weights often."""
 LARGE = 1 << 28
 """From so many elements on, a reference gets a tensor as it is stored: in fp64 it would take gigabytes, the experts of
 a layer of V2 more than a machine has. Weights and caches alone are so large."""
@@ -58,7 +61,7 @@ def in_fp64(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensor
 @dataclass(frozen=True)
 class Case:
     """One call. ``inputs(generator)``: floats or int32 tensors by argument name, None for a null pointer.
-    ``expected``: what comes of them as they are stored."""
+    ``expected``: what comes of them as they are stored. ``decided``: sizes that the inputs decide, for the cost."""
 
     name: str
     kernel: Kernel
@@ -67,6 +70,7 @@ class Case:
     inputs: Callable[[torch.Generator], Tensors]
     outputs: Outputs
     expected: Callable[[Kernel, Dims, Mapping[str, int], Tensors], Mapping[str, Any]] = in_fp64
+    decided: Callable[[Tensors], Mapping[str, int]] = lambda given: {}
 
 
 def always(**shapes: tuple[int, ...]) -> Outputs:
@@ -257,7 +261,16 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def normal(generator: torch.Generator, *shape: int, scale: float = 1.0) -> torch.Tensor:
     """[*shape] from a normal distribution, in float64; if there are more than `PERIOD`, in bf16."""
     count = prod(shape)
+    if count >= FIXED:
+        return _fixed(count, scale).view(shape)
+    return _normal(generator, count, scale).view(shape)
+
+
+@lru_cache(maxsize=2)
+def _fixed(count: int, scale: float) -> torch.Tensor:
+    return _normal(torch.Generator().manual_seed(0), count, scale)
+
+
+def _normal(generator: torch.Generator, count: int, scale: float) -> torch.Tensor:
     some = torch.randn(min(count, PERIOD), generator=generator, dtype=torch.float64) * scale
-    if count <= PERIOD:
-        return some.view(shape)
-    return some.bfloat16().repeat(-(-count // PERIOD))[:count].view(shape)
+    return some if count <= PERIOD else some.bfloat16().repeat(-(-count // PERIOD))[:count]

@@ -88,14 +88,16 @@ def _default(weights: int) -> Callable[[Dims, Target], Config]:
 
 
 def _cost(weights: int, streams: Callable[[int, int, int, int], int]) -> Callable[[Dims, Mapping[str, int]], Cost]:
-    """``streams(rows, entries, N, K)``: elements of activations read and written."""
+    """``streams(rows, entries, N, K)``: elements of activations read and written. The size ``experts``: how many are
+    hit, if that is known, else what uniform routing hits."""
 
     def cost(dims: Dims, sizes: Mapping[str, int]) -> Cost:
         rows, n, k = sizes["rows"], int(dims["N"]), int(dims["K"])
         entries = rows * int(dims["TOP_K"])
         matrix = weights * n * k
         indices = 4 * (entries + int(dims["EXPERTS"]) + 1)
-        moved = 2 * (streams(rows, entries, n, k) + round(expected_experts(dims, rows) * matrix)) + indices
+        hit = sizes.get("experts") or expected_experts(dims, rows)
+        moved = 2 * (streams(rows, entries, n, k) + round(hit * matrix)) + indices
         return Cost(moved, 2 * entries * matrix)
 
     return cost

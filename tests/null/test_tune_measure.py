@@ -283,9 +283,11 @@ def test_a_time_is_taken_again_when_the_load_has_gone(monkeypatch, tmp_path):
 def test_times_that_cannot_be_are_refused(time):
     subject = Subject(TASK.call, (Step("linear", TASK.call.dims, TASK.config),))
     bench = SimulatedBench(Simulation("h800"))
-    assert impossible(subject, H800, bench, time)
+    assert impossible(subject.call, H800, bench, time)
     least = bound(TASK.call, H800)
-    assert impossible(subject, H800, bench, 0.99 * least) and not impossible(subject, H800, bench, 1.01 * least)
+    assert impossible(subject.call, H800, bench, 0.99 * least) and not impossible(
+        subject.call, H800, bench, 1.01 * least
+    )
 
 
 def test_times_without_an_end_are_no_measurement(monkeypatch):
@@ -304,9 +306,9 @@ def test_times_without_an_end_are_no_measurement(monkeypatch):
 def test_a_device_that_is_faster_than_its_profile_moves_the_bound():
     subject = Subject(task(norm(rows=8192)).call, (Step("rms_norm", norm().dims, ()),))
     bench, least = SimulatedBench(Simulation("h800")), bound(subject.call, H800)
-    assert impossible(subject, H800, bench, 0.9 * least)
+    assert impossible(subject.call, H800, bench, 0.9 * least)
     bench.rates = lambda: (2 * H800.bandwidth, 0.0)
-    assert not impossible(subject, H800, bench, 0.9 * least)
+    assert not impossible(subject.call, H800, bench, 0.9 * least)
 
 
 def test_margins_shrink_with_repeats_and_ignore_outliers():

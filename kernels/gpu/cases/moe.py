@@ -55,7 +55,13 @@ def _routed(kernel: Kernel, dims: Dims, rows: int, name: str, routing: Routing, 
             **({} if up else {"weights": torch.rand(rows, top_k, generator=g, dtype=torch.float64) * 16}),
         }
 
-    return Case(name, kernel, dims, {"rows": rows}, inputs, always(out=(entries, n)))
+    return Case(name, kernel, dims, {"rows": rows}, inputs, always(out=(entries, n)), decided=_hit)
+
+
+def _hit(given: Tensors) -> dict[str, int]:
+    offsets = given["offsets"]
+    assert offsets is not None
+    return {"experts": int((offsets.diff() > 0).sum())}
 
 
 def _moe(kernel: Kernel, row: tuple[str, int, int, int, int, int, Routing, int]) -> Case:
