@@ -55,8 +55,8 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
         else:
             options, environment = {"address": address}, QUIET
             _probe(address)
-        stack.callback(ray.shutdown)
         stack.enter_context(_nothing_printed(ray._private.worker))
+        stack.callback(ray.shutdown)
         with _environment(environment), _sigterm_kept():
             try:
                 ray.init(**options, **_OPTIONS)

@@ -10,7 +10,7 @@ Row: TypeAlias = dict[str, Any]
 
 OK, WRONG, ERROR, REFUSED, SKIPPED = "ok", "wrong", "error", "refused", "skipped"
 """Statuses. WRONG: something computed something else than it should. ERROR: nothing was computed. REFUSED: a
-configuration that is not the default does not compile or fit. SKIPPED: the time was up, or nothing was asked for."""
+configuration that no engine starts from does not compile or fit. SKIPPED: the time was up, or nothing was asked for."""
 CASES = "dsv2_compile.kernels.gpu.cases"
 
 

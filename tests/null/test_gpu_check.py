@@ -270,3 +270,16 @@ def test_kernels_are_compiled_for_the_gpu(tmp_path, monkeypatch):
     broken = replace(case.kernel, constants=lambda dims, config: {}["NOWHERE"])
     with pytest.raises(device.Refused, match="NOWHERE"):
         gpu.code(broken, case.dims, config, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "default", "status"),
+    [("bf16", True, "error"), ("fp16", True, "error"), ("fp32", True, "refused"), ("bf16", False, "refused")],
+)
+def test_a_default_that_engines_start_from_has_to_fit(dtype, default, status):
+    class Full:
+        def code(self, *asked):
+            raise device.Refused("327680 bytes of shared memory per block")
+
+    item = {"kernel": "right", "case": 0, "config": {}, "dtype": dtype, "default": default}
+    assert kernels.run((Full(), gpu_check_plants.CASES), item)["status"] == status

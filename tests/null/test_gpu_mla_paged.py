@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import pairwise
 from math import prod
 
 import pytest
 import torch
 
+from dsv2_compile.backends.cuda.compile import compile_all, request
+from dsv2_compile.kernels.gpu.cases import CASES
 from dsv2_compile.kernels.gpu.cases.mla_paged import SMALL, decode_case, extend_case, paged_cache
 from dsv2_compile.kernels.gpu.check import POISON, check, normal, on_host
 from dsv2_compile.kernels.gpu.mla_paged import MLA_DECODE, MLA_EXTEND, parts_for
@@ -136,3 +139,12 @@ def test_parts_fill_the_gpu_and_no_more(name, heads):
     config = MLA_DECODE.default(dims, gpu)
     programs = parts_for(dims, gpu) * -(-heads // config["BLOCK_H"])
     assert gpu.sms / 2 < programs <= 4 * gpu.sms
+
+
+def test_rows_of_an_odd_width_are_read_one_value_at_a_time():
+    """Triton 3.6 took the start of every row for aligned, and an H200 faulted."""
+    case, gpu = CASES["mla_extend"][8], target("h200")
+    assert (int(case.dims["LATENT"]) + int(case.dims["ROPE"])) % 2 and case.dims["PAGE"] < 32
+    (built,) = compile_all([request(case.kernel, case.dims, case.kernel.default(case.dims, gpu), "bf16")], gpu)
+    wide = re.findall(r"cp\.async[.\w]*|ld\.global\.v\d\.b16", built.cubin.ptx)
+    assert built.ok and not wide

@@ -4,14 +4,17 @@ right ones and planted ones. Times are of the host and mean nothing."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+import torch
 
 from dsv2_compile.autotune.judges import judge_for
 from dsv2_compile.autotune.measure import speed, worker
 from dsv2_compile.autotune.measure.answers import remembering
 from dsv2_compile.autotune.measure.bench import COLD, copies, open_bench
 from dsv2_compile.autotune.measure.jobs import Compare, Measure, Race, Step, Subject, Verify
+from dsv2_compile.autotune.predict import bound
 from dsv2_compile.autotune.record import PREDICTED
 from dsv2_compile.autotune.search import pairs
 from dsv2_compile.autotune.trial import FAILED, OK, REFUSED, WRONG
@@ -275,3 +278,17 @@ def test_references_of_speed_are_compiled_for_every_gpu():
         found = speed.compiled(H800, pool)
     assert {n: r.step.cubin.image[:4] for n, r in found.items()} == dict.fromkeys(("copy", "product"), b"\x7fELF")
     assert found["product"].step.config["SPLIT_K"] == 1
+
+
+def test_the_bound_counts_the_experts_that_are_hit(bench):
+    call = next(c for c in CALLS["moe_up"] if dict(c.sizes)["rows"] * dict(c.dims)["TOP_K"] > 1)
+    one = subject(call, KERNELS["moe_up"].default(dict(call.dims), H800))
+    offsets = case_for(call).inputs(torch.Generator().manual_seed(0))["offsets"].tolist()
+    hit = sum(b > a for a, b in pairwise(offsets))
+    assert dict(bench.timed(one).sizes) == {**dict(call.sizes), "experts": hit}
+    few = replace(call, sizes=(*call.sizes, ("experts", 1)))
+    assert bound(few, H800) < bound(bench.timed(one), H800) <= bound(replace(few, sizes=all_experts(call)), H800)
+
+
+def all_experts(call):
+    return (*call.sizes, ("experts", dict(call.dims)["EXPERTS"]))

@@ -206,3 +206,43 @@ def test_what_is_not_possible_is_not_tried():
     sampled = search(space, [], 100, 0, lambda c: c["a"] < 10)
     assert isinstance(sampled, Sampler)
     assert all(c["a"] < 10 for c in sampled.ask(30))
+
+
+def test_a_winner_is_confirmed_with_every_batch_and_again_only_if_another_is_faster(tmp_path):
+    class Counting(Judge):
+        asked = 0
+
+        def confirm(self, task, ranked, default):
+            self.asked += 1
+            return super().confirm(task, ranked, default)
+
+    slower = iter(range(1, 100))
+    judge = Counting(lambda config: float(next(slower)))
+    (record,) = sweep(tmp_path, [task(linear())], judge).run()
+    assert judge.asked == 1 and record.microseconds == 1.0 and record.trials == EFFORT.trials
+    faster = iter(range(100, 0, -1))
+    judge = Counting(lambda config: float(next(faster)))
+    (record,) = sweep(tmp_path / "other", [task(linear())], judge).run()
+    assert judge.asked == EFFORT.trials // 8 and record.microseconds == 100.0 + 1 - EFFORT.trials
+
+
+def test_what_is_confirmed_when_the_time_is_up_is_on_record(tmp_path):
+    """One batch of each, those first that take longest at their bound; then it is too late."""
+    tasks = [task(linear(rows)) for rows in (1, 4096, 64)]
+    judge, end = Judge(lambda c: c["BLOCK_K"] / 32 + c["num_warps"]), time.monotonic() + 3600
+    found = sweep(tmp_path, tasks, judge, deadline=end)
+    found._late = lambda: len(judge.seen) >= 8 * len(tasks)
+    assert {r.key for r in found.run()} == {t.key for t in tasks}
+    assert [key for key, _ in judge.seen[::8]] == [tasks[i].key for i in (1, 2, 0)]
+    assert len(base.load([tmp_path / "records.jsonl"]).records) == 3 and found.tally.finished == 0
+
+
+def test_the_bound_is_of_the_inputs_that_were_timed(tmp_path):
+    class Timed(Judge):
+        def judge(self, task, configs):
+            for trial in super().judge(task, configs):
+                yield replace(trial, facts={"bound": 0.25})
+
+    (record,) = sweep(tmp_path, [task(norm())], Timed(warps)).run()
+    assert record.bound == 0.25
+    assert {line["bound"] for line in lines.read(tmp_path / "log.jsonl").objects} == {0.25}
