@@ -60,7 +60,7 @@ class Sampler:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True, seed=seed)
+        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, seed=seed)
         self._study = optuna.create_study(sampler=sampler)
         self._choices: dict[str, optuna.distributions.BaseDistribution] = {
             knob: optuna.distributions.CategoricalDistribution(tuple(values)) for knob, values in space.items()
