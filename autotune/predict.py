@@ -1,8 +1,8 @@
 """How long a kernel should take on a target that is not there: a model, not a measurement.
 
 `predict` reads what the compiler made (registers, shared memory, matrix instructions, the main loop's instructions),
-`estimate` guesses that; both then ask the same model. Nothing of it has been calibrated on a GPU by this project:
-the constants are published ones, named where they stand and in `dsv2_compile.targets`, or guesses that say so.
+`estimate` guesses that; both then ask the same model. Its constants are published ones, named where they stand and in
+`dsv2_compile.targets`, or guesses that say so; one alone, `HALF_LINE`, this project has measured.
 
 The model: the busiest SM runs its blocks one round after the other, as many at once as fit. That takes at least
 
@@ -31,7 +31,7 @@ from dsv2_compile.kernels.gpu.work import Work
 from dsv2_compile.plan.dtypes import ITEM_BYTES
 from dsv2_compile.targets import Target
 
-VERSION = 3
+VERSION = 4
 """Of the model. Records of another version are compared with nothing."""
 
 LAUNCH = 1.3
@@ -42,6 +42,12 @@ MATRIX_SHARE = 0.875
 """Of the sheet's rate: 865 of 989 TFLOP/s are left after throttling, FlashMLA's notes of April 2025."""
 ISSUE_SHARE = 0.8
 """Of the slots of schedulers. A guess."""
+LINE = 128
+"""Bytes of a line of L2."""
+HALF_LINE = 0.62
+"""Of the bandwidth, for a stream of which tiles take half a line at a time: 0.60 to 0.68 in five calls of skinny
+products on an H200, BLOCK_K 32 against 64 and 128 with as many bytes on their way, artifacts/tuning/trials/h200.jsonl.
+For a quarter as much again: a guess."""
 LOADED = 1.5
 """Latency of memory that is busy over that of idle memory. A guess, with which an h100 wants 30 KiB on their way to an
 SM for nearly all of its bandwidth, as NVIDIA's advice for Hopper has it."""
@@ -149,7 +155,8 @@ def _model(call: Call, config: Config, work: Work, code: Code, target: Target) -
     at_once = sms * code.blocks_per_sm
 
     fetched = _fetched(work, _plain(call)[2], at_once, target, config.get("SPLIT_K", 1) > 1) * itemsize / 2
-    dram = fetched / (target.bandwidth * DRAM_SHARE) * 1e6
+    bandwidth = target.bandwidth * DRAM_SHARE * HALF_LINE ** max(0.0, math.log2(LINE / work.run))
+    dram = fetched / bandwidth * 1e6
     everything = work.blocks * (loaded + stored)
     l2 = max(everything / (arch.l2_per_clock * sms), most * loaded / (PORT * PORT_SHARE)) * us
 
@@ -169,7 +176,7 @@ def _model(call: Call, config: Config, work: Work, code: Code, target: Target) -
     far = min(1.0, WAITING * fetched / max(everything, 1.0))
     way = LOADED * (arch.l2_latency + (arch.dram_latency - arch.l2_latency) * far)
     # a tile's own bytes take their time too, at its SM's share of what they come over
-    share = fetched / max(everything, 1.0) / (target.bandwidth * DRAM_SHARE / clock / min(sms, work.blocks))
+    share = fetched / max(everything, 1.0) / (bandwidth / clock / min(sms, work.blocks))
     way_of_tile = way + loaded / work.steps * max(share, 1 / arch.l2_per_clock)
     turn, inside = _turn(code, products, way_of_tile)
     prologue = BLOCK_START + code.outside * _per_instruction(code) + (work.chain - 1) * arch.l2_latency
@@ -237,7 +244,9 @@ def _turn(code: Code, products: float, way: float) -> tuple[float, float]:
     other = (code.instructions - code.products) * _per_instruction(code)
     other += (code.barriers + code.spills) * BARRIER
     inside = max(chain, other) + 0.5 * min(chain, other)
-    return (max(inside, way / code.ahead) if code.ahead else inside + way), inside
+    if not code.ahead:
+        return inside + way, inside
+    return (inside**OVERLAP + (way / code.ahead) ** OVERLAP) ** (1 / OVERLAP), inside
 
 
 def _follower(call: Call, config: Config, target: Target, way: float) -> float:

@@ -31,6 +31,7 @@ class Work:
     - ``vector``: elementwise operations beside the products.
     - ``shared``: bytes of one stage of the tiles; ``held``: bytes that stay in shared memory for all of the loop;
       ``tile``: bytes that a step loads, masked ones too, where these are not ``shared``.
+    - ``run``: bytes in a row, of what a step loads from memory; a whole line or more unless said.
     - ``chain``: loads that wait for one another until the first tile is there.
     - ``address_stages``: stages of the pipeline that only fetch addresses; ``most_ahead``: tiles that it loads ahead
       at most.
@@ -52,6 +53,7 @@ class Work:
     scores: int = 0
     width: int = 0
     held: int = 0
+    run: int = 128
     chain: int = 1
     address_stages: int = 0
     most_ahead: int = 99

@@ -47,6 +47,7 @@ def tile(block_m: int, block_n: int, block_k: int, steps: int, weights: int = 1)
     matrix, swap = block_m > 1, 1 < block_m < 64 <= block_n
     return {
         "flops": 2.0 * steps * block_m * block_n * block_k * weights,
+        "run": 2 * block_k,
         "matrix": matrix,
         "side": block_n if swap else block_m,
         "shared": 2 * block_k * (block_m + block_n * weights) if matrix else 0,
