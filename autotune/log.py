@@ -82,6 +82,7 @@ def _entry(value: dict[str, Any]) -> tuple[_Of, Trial]:
     fields = ("config", "status", "microseconds", "reason", "seconds", "facts")
     trial = Trial(**{f: value[f] for f in fields})
     check_config(key.kernel, trial.config)
-    if value["schema"] != SCHEMA or trial.status not in STATUSES or not isfinite(trial.microseconds):
+    numbers = trial.microseconds, trial.facts.get("bound", 0.0)
+    if value["schema"] != SCHEMA or trial.status not in STATUSES or not all(map(isfinite, numbers)):
         raise ValueError("no trial of this version")
     return _Of(key, tuple(sorted(value["sizes"].items())), str(value["judge"])), trial

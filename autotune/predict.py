@@ -155,7 +155,7 @@ def _model(call: Call, config: Config, work: Work, code: Code, target: Target) -
     at_once = sms * code.blocks_per_sm
 
     fetched = _fetched(work, _plain(call)[2], at_once, target, config.get("SPLIT_K", 1) > 1) * itemsize / 2
-    bandwidth = target.bandwidth * DRAM_SHARE * HALF_LINE ** max(0.0, math.log2(LINE / work.run))
+    bandwidth = target.bandwidth * DRAM_SHARE * HALF_LINE ** max(0.0, math.log2(2 * LINE / (work.run * itemsize)))
     dram = fetched / bandwidth * 1e6
     everything = work.blocks * (loaded + stored)
     l2 = max(everything / (arch.l2_per_clock * sms), most * loaded / (PORT * PORT_SHARE)) * us

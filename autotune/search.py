@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from dsv2_compile.kernels.gpu.kernel import Config
@@ -61,7 +62,8 @@ class Sampler:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, seed=seed)
-        self._study = optuna.create_study(sampler=sampler)
+        self._new_study = partial(optuna.create_study, sampler=sampler)
+        self._study = self._new_study()
         self._choices: dict[str, optuna.distributions.BaseDistribution] = {
             knob: optuna.distributions.CategoricalDistribution(tuple(values)) for knob, values in space.items()
         }
@@ -70,6 +72,7 @@ class Sampler:
         self._first, self.most, self._possible = list(first), limit, possible
         self._open: dict[Pairs, Any] = {}
         self._seen: set[Pairs] = set()
+        self._told: dict[Pairs, float | None] = {}
 
     def ask(self, count: int) -> list[Config]:
         found: list[Config] = []
@@ -113,7 +116,21 @@ class Sampler:
         return pairs(config) not in self._seen and self._possible(config)
 
     def tell(self, config: Config, microseconds: float | None) -> None:
+        before = self._told.get(pairs(config))
         self._seen.add(pairs(config))
+        self._told[pairs(config)] = microseconds
+        if before is not None and microseconds is None:
+            self._forget()
+        else:
+            self._tell(config, microseconds)
+
+    def _forget(self) -> None:
+        """A study is told once of a point: what was refuted is left out of a new one."""
+        self._study, self._open = self._new_study(), {}
+        for config, microseconds in self._told.items():
+            self._tell(dict(config), microseconds)
+
+    def _tell(self, config: Config, microseconds: float | None) -> None:
         state = self._states.FAIL if microseconds is None else self._states.COMPLETE
         trial = self._open.pop(pairs(config), None)
         if trial is not None:

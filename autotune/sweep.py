@@ -63,9 +63,10 @@ class _State:
     bound: float
     over: bool = False
     trials: dict[Pairs, Trial] = field(default_factory=dict)
-    confirmed: Pairs | None = None
-    """The fastest when the winner was last looked for."""
     won: Confirmed | None = None
+    seen: int = 0
+    """Trials there were when ``won`` was looked for, of which ``fastest`` was the fastest."""
+    confirmed: Pairs | None = None
 
     @property
     def ranked(self) -> list[Trial]:
@@ -115,17 +116,25 @@ class Sweep:
 
     def run(self) -> list[Record]:
         """Round after round a batch of every task, those first that take longest at their bound, and its winner
-        confirmed, so that what matters most has one whenever the time is up. What was tried stays in the log if this is
-        interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short. -> the last record of each."""
+        confirmed, so that what matters most has one when the time is up. A record is written when its task is over or
+        the sweep ends, however it does: a winner may be refuted later. What was tried stays in the log if this is
+        interrupted. ``tally.finished`` is less than ``tally.tasks`` if time was short."""
         left = self._states
-        while left and not self._late():
+        try:
+            while left and not self._late():
+                for state in left:
+                    if self._late():
+                        break
+                    state.over = not self._batch(state)
+                    self._confirm(state)
+                    if state.over:
+                        self.tally.finished += 1
+                        self._save(state)
+                left = [s for s in left if not s.over]
+        finally:
             for state in left:
-                if self._late():
-                    break
-                state.over = not self._batch(state)
-                self.tally.finished += state.over
-                self._crown(state)
-            left = [s for s in left if not s.over]
+                if not state.over:
+                    self._save(state)
         return self.found
 
     @property
@@ -171,21 +180,25 @@ class Sweep:
         tally.trials[trial.status] += 1
         if not trial.ok:
             tally.reasons[trial.reason] += 1
-        tally.what, tally.bound = f"{state.task.call.kernel}, {state.task.what}", state.bound
-        tally.best = state.ranked[0].microseconds if state.ranked else 0.0
+        best = state.ranked[0] if state.ranked else trial
+        tally.what, tally.bound = f"{state.task.call.kernel}, {state.task.what}", state.least(best)
+        tally.best = best.microseconds
         self._told(tally)
 
-    def _crown(self, state: _State) -> None:
-        """Save the record of the winner, if a trial may win; it is looked for again if another one is the fastest."""
-        if state.won is None or state.fastest != state.confirmed:
-            state.won = self._judge.confirm(state.task, state.ranked, state.trials.get(pairs(state.default)))
-            for trial in state.won.refuted:
-                self._take(state, trial)
-            state.confirmed = state.fastest
-        elif not state.over:
+    def _confirm(self, state: _State) -> None:
+        """Look for the winner if another one is the fastest, and a last time when all trials are known: of those that
+        are as fast as the fastest any may win."""
+        if state.fastest == state.confirmed and not (state.over and len(state.trials) > state.seen):
             return
+        state.won = self._judge.confirm(state.task, state.ranked, state.trials.get(pairs(state.default)))
+        for trial in state.won.refuted:
+            self._take(state, trial)
+        state.confirmed, state.seen = state.fastest, len(state.trials)
+
+    def _save(self, state: _State) -> None:
+        """The record of the winner, if there is one."""
         won = state.won
-        if won.trial is None:
+        if won is None or won.trial is None:
             return
         default = state.trials.get(pairs(state.default))
         reference = default if default is not None and default.ok else won.trial

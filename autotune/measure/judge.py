@@ -13,7 +13,7 @@ from dsv2_compile.autotune.measure.pool import Measuring
 from dsv2_compile.autotune.measure.stats import TIE, apart
 from dsv2_compile.autotune.predicted import facts, requested, why_not
 from dsv2_compile.autotune.record import MEASURED, Key
-from dsv2_compile.autotune.search import pairs
+from dsv2_compile.autotune.search import Pairs, pairs
 from dsv2_compile.autotune.tasks import Task
 from dsv2_compile.autotune.trial import FAILED, OK, WRONG, Confirmed, Trial
 from dsv2_compile.backends.cuda.build_cache import BuildCache
@@ -50,6 +50,7 @@ class MeasuredJudge:
         self.device = device
         self._target, self._runner, self._measuring, self._cache = target, runner, measuring, cache or BuildCache()
         self._best: dict[Key, float] = {}
+        self._known: dict[tuple[Key, Pairs], tuple[str, ...]] = {}
         self._reference: Mapping[str, float] = {}
 
     def judge(self, task: Task, configs: Sequence[Config]) -> Generator[Trial, None, None]:
@@ -129,7 +130,17 @@ class MeasuredJudge:
         return Confirmed(kept, theirs, tuple(refuted))
 
     def _passed(self, task: Task, trial: Trial) -> tuple[str, ...] | Trial:
-        """What ``trial`` has passed, or the trial refuted."""
+        """What ``trial`` has passed, now or before, or the trial refuted."""
+        key = task.key, pairs(trial.config)
+        if key not in self._known:
+            checks = self._check(task, trial)
+            if isinstance(checks, Trial):
+                self._best.pop(task.key, None)
+                return checks
+            self._known[key] = checks
+        return self._known[key]
+
+    def _check(self, task: Task, trial: Trial) -> tuple[str, ...] | Trial:
         subject = self._subject(task, trial)
         if not isinstance(subject, Subject):
             return _refuted(trial, *subject)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+import torch
+
 import dsv2_compile.kernels.gpu.all  # noqa: F401  registers the kernels
 from dsv2_compile.autotune.measure.jobs import Bench, Compare, Found, Job, Measure, Race, Verify
 from dsv2_compile.autotune.measure.speed import Reference
@@ -61,7 +63,7 @@ def answering(bench: Bench, gpu: Target) -> Callable[[Job], tuple[Found | Failur
         except Exception as e:
             code = e.code if isinstance(e, DriverError) else ""
             reason = _one_line(e) if code else f"{type(e).__name__}: {_one_line(e)}"
-            if code == OUT_OF_MEMORY or isinstance(e, MemoryError):
+            if code == OUT_OF_MEMORY or isinstance(e, MemoryError | torch.OutOfMemoryError):
                 return Failure(reason, "", crashed=True), True
             found = Found(REFUSED if code in _REFUSED else FAILED, reason)
         try:

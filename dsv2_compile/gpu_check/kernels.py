@@ -24,8 +24,6 @@ ENGINES = DTYPES[:2]
 """Of engines; fp32 shows whether an error is one of rounding, and its tiles need not fit."""
 VARIED_CASES, VARIANTS = 3, 3
 """Cases of a kernel that are run with other configurations, and how many of them each."""
-FIXED = ("SPLIT_K",)
-"""Knobs that a case's tensors depend on."""
 State = tuple[Device, Mapping[str, list[Case]]]
 
 
@@ -64,7 +62,7 @@ def items(options: Options) -> list[Row]:
 def variants(case: Case, gpu: Any, count: int = VARIANTS) -> list[Config]:
     """Configurations that differ from the default in one or two knobs, the same ones each time."""
     kernel, default = case.kernel, case.kernel.default(case.dims, gpu)
-    knobs = [k for k, values in kernel.space.items() if k not in FIXED and set(values) - {default[k]}]
+    knobs = [k for k, values in kernel.space.items() if set(values) - {default[k]}]
     rng = random.Random(f"{kernel.name} {case.name}")
     found: list[Config] = []
     for _ in range(8 * count):

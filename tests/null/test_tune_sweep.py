@@ -208,7 +208,7 @@ def test_what_is_not_possible_is_not_tried():
     assert all(c["a"] < 10 for c in sampled.ask(30))
 
 
-def test_a_winner_is_confirmed_with_every_batch_and_again_only_if_another_is_faster(tmp_path):
+def test_a_winner_is_confirmed_when_another_is_faster_and_at_the_end(tmp_path):
     class Counting(Judge):
         asked = 0
 
@@ -219,7 +219,7 @@ def test_a_winner_is_confirmed_with_every_batch_and_again_only_if_another_is_fas
     slower = iter(range(1, 100))
     judge = Counting(lambda config: float(next(slower)))
     (record,) = sweep(tmp_path, [task(linear())], judge).run()
-    assert judge.asked == 1 and record.microseconds == 1.0 and record.trials == EFFORT.trials
+    assert judge.asked == 2 and record.microseconds == 1.0 and record.trials == EFFORT.trials
     faster = iter(range(100, 0, -1))
     judge = Counting(lambda config: float(next(faster)))
     (record,) = sweep(tmp_path / "other", [task(linear())], judge).run()
@@ -246,3 +246,49 @@ def test_the_bound_is_of_the_inputs_that_were_timed(tmp_path):
     (record,) = sweep(tmp_path, [task(norm())], Timed(warps)).run()
     assert record.bound == 0.25
     assert {line["bound"] for line in lines.read(tmp_path / "log.jsonl").objects} == {0.25}
+
+
+def test_a_winner_that_is_refuted_later_is_not_on_record(tmp_path):
+    class Careful(Judge):
+        """The second look finds everything wrong."""
+
+        asked = 0
+
+        def confirm(self, task, ranked, default):
+            self.asked += 1
+            if self.asked == 1:
+                return super().confirm(task, ranked, default)
+            return Confirmed(None, refuted=tuple(replace(t, status=WRONG, reason="a race") for t in ranked))
+
+    faster = iter(range(100, 0, -1))
+    judge = Careful(lambda config: float(next(faster)))
+    assert sweep(tmp_path, [task(linear())], judge).run() == [] and judge.asked > 1
+    assert not base.load([tmp_path / "records.jsonl"]).records
+
+
+def test_a_sweep_that_is_interrupted_records_what_was_confirmed(tmp_path):
+    def cut():
+        if len(judge.seen) == 12:
+            raise KeyboardInterrupt
+
+    judge = Judge(lambda c: c["BLOCK_K"] / 32 + c["num_warps"], on_trial=cut)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, [task(linear())], judge).run()
+    (record,) = base.load([tmp_path / "records.jsonl"]).records.values()
+    assert record.microseconds == min(judge.time(dict(c)) for _, c in judge.seen[:8])
+
+
+def test_what_is_refuted_leads_the_search_no_more():
+    space = {"a": tuple(range(12)), "b": tuple(range(12))}
+    how = Sampler(space, [], 60, seed=0)
+    for config in how.ask(20):
+        how.tell(config, 10.0 + config["a"])
+    bad = how.ask(1)[0]
+    how.tell(bad, 0.5)
+    assert how._study.best_value == 0.5
+    left = how.ask(2)
+    how.tell(bad, None)
+    assert how._study.best_value >= 10.0 and bad not in how.ask(40)
+    for config in left:
+        how.tell(config, 1.0)
+    assert how._study.best_value == 1.0

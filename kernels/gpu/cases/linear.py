@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows, heavy_ends, padded
-from dsv2_compile.kernels.gpu.check import Case, Outputs, Tensors, always, normal
+from dsv2_compile.kernels.gpu.check import Case, Outputs, Tensors, always, normal, weights
 from dsv2_compile.kernels.gpu.kernel import Config, Dims, Kernel
 from dsv2_compile.kernels.gpu.linear import (
     HEAD_LINEAR,
@@ -34,7 +34,7 @@ def _product(kernel: Kernel, dims: Dims, rows: int, of: int, pattern: int = 0) -
         return {
             "x": heavy_ends(x, k) if pattern else x,
             "index": pick(g).to(torch.int32) if dims["INDEXED"] else None,
-            "w": normal(g, n, k, scale=k**-0.5),
+            "w": weights(g, n, k, scale=k**-0.5),
         }
 
     name = f"{rows} rows, {k} to {n}" + f", strided {dims['X_STRIDE']}" * (dims["X_STRIDE"] != k)
@@ -107,7 +107,7 @@ def _gated(dims: Dims, rows: int, pattern: int = 0) -> Case:
 
     def inputs(g: torch.Generator) -> Tensors:
         x = padded(g, rows, k, int(dims["X_STRIDE"]), scale=0.5 if pattern else 1.0)
-        return {"x": heavy_ends(x, k) if pattern else x, "w": normal(g, 2 * n, k, scale=2 * k**-0.5)}
+        return {"x": heavy_ends(x, k) if pattern else x, "w": weights(g, 2 * n, k, scale=2 * k**-0.5)}
 
     name = f"{rows} rows, {k} to {n}, stride {dims['X_STRIDE']}" + f", pattern {pattern}" * (pattern > 0)
     return Case(name, LINEAR_SWIGLU, dims, {"rows": rows}, inputs, always(out=(rows, n)))
@@ -125,7 +125,7 @@ def _by_head(dims: Dims, rows: int, pattern: int = 0) -> Case:
         used = torch.arange(heads)[:, None] * x_head + torch.arange(k)
         values = normal(g, rows, heads, k)
         x[:, used] = (heavy_ends(values.flatten(0, 1), k).view_as(values) if pattern else values).double()
-        return {"x": x, "w": normal(g, heads, n, k, scale=k**-0.5)}
+        return {"x": x, "w": weights(g, heads, n, k, scale=k**-0.5)}
 
     name = f"{rows} rows, {heads} heads, {k} to {n}" + f", pattern {pattern}" * (pattern > 0)
     name += f", x {x_row} {x_head}, out {dims['OUT_ROW']} {dims['OUT_HEAD']}"

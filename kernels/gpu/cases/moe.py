@@ -8,7 +8,7 @@ import torch
 
 from dsv2_compile.kernels.gpu.cases.dispatch import ROUTINGS, Routing, distinct, only
 from dsv2_compile.kernels.gpu.cases.makers import Maker, by_rows, heavy_ends
-from dsv2_compile.kernels.gpu.check import Case, Tensors, always, normal
+from dsv2_compile.kernels.gpu.check import Case, Tensors, always, normal, weights
 from dsv2_compile.kernels.gpu.dispatch import sort_entries
 from dsv2_compile.kernels.gpu.kernel import Dims, Kernel
 from dsv2_compile.kernels.gpu.moe import MOE_COMBINE, MOE_DOWN, MOE_UP
@@ -49,7 +49,7 @@ def _routed(kernel: Kernel, dims: Dims, rows: int, name: str, routing: Routing, 
         x = normal(g, rows if up else entries, k)
         return {
             "x": heavy_ends(x, k) if heavy else x,
-            "w": normal(g, experts, 2 * n if up else n, k, scale=k**-0.5),
+            "w": weights(g, experts, 2 * n if up else n, k, scale=k**-0.5),
             "offsets": offsets,
             "order": order,
             **({} if up else {"weights": torch.rand(rows, top_k, generator=g, dtype=torch.float64) * 16}),
