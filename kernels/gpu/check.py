@@ -51,19 +51,17 @@ def in_fp64(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensor
     has a GPU with room for it, on that."""
     if kernel.cost(dims, sizes).flops > SHORT and torch.cuda.is_available():
         try:
-            return _referred(kernel, dims, sizes, stored, torch.device("cuda"))
+            with torch.device("cuda"):
+                return _referred(kernel, dims, sizes, stored, "cuda")
         except torch.OutOfMemoryError:
             pass
         finally:
             torch.cuda.empty_cache()
-    return _referred(kernel, dims, sizes, stored, torch.device("cpu"))
+    return _referred(kernel, dims, sizes, stored, "cpu")
 
 
-def _referred(
-    kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensors, where: torch.device
-) -> Mapping[str, Any]:
-    with where:
-        found = kernel.reference(dims, sizes, **{n: _exact(t, where) for n, t in stored.items()})
+def _referred(kernel: Kernel, dims: Dims, sizes: Mapping[str, int], stored: Tensors, where: str) -> Mapping[str, Any]:
+    found = kernel.reference(dims, sizes, **{n: _exact(t, where) for n, t in stored.items()})
     return {n: None if t is None else t.cpu() for n, t in found.items()}
 
 
@@ -162,7 +160,7 @@ def _poison(kernel: Kernel, name: str, shape: Sequence[int], dtype: str) -> torc
     return torch.full(tuple(shape), POISON if kind == "i32" else float("nan"), dtype=DTYPES[kind])
 
 
-def _exact(tensor: torch.Tensor | None, where: torch.device) -> torch.Tensor | None:
+def _exact(tensor: torch.Tensor | None, where: str) -> torch.Tensor | None:
     """What the reference sees, which may not change when the kernel runs."""
     if tensor is None or tensor.numel() >= LARGE:
         return None if tensor is None else tensor.to(where)
