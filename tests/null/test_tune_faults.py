@@ -203,7 +203,7 @@ def check_compilers(folder, crashes, monkeypatch):
 
 
 def test_compilers_that_crash_or_hang_cost_no_trial(tmp_path, monkeypatch):
-    check_compilers(tmp_path, 10, monkeypatch)
+    check_compilers(tmp_path, 5, monkeypatch)
 
 
 # sweeps that are killed
