@@ -170,11 +170,13 @@ def test_differences_are_listed():
 @pytest.fixture(scope="module")
 def cluster():
     """A node with a CPU, and one with a CPU and a GPU that is nothing but a number."""
+    from ray._private.utils import get_ray_address_file
     from ray.cluster_utils import Cluster
 
     quiet = pytest.MonkeyPatch()
     for name, value in ray_cluster.QUIET.items():
         quiet.setenv(name, value)
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)  # Ray writes there, wherever it is told
     with short_folder() as folder:
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": folder, "include_dashboard": False}
