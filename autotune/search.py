@@ -61,7 +61,7 @@ class Sampler:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, seed=seed)
+        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True, seed=seed)
         self._new_study = partial(optuna.create_study, sampler=sampler)
         self._study = self._new_study()
         self._choices: dict[str, optuna.distributions.BaseDistribution] = {

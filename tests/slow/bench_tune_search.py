@@ -35,9 +35,6 @@ ONE, PAIR, NOISE = 0.06, 0.03, 0.005
 LEAST, MOST = 150, 3000
 """Possible points of a space; larger ones are thinned out. Smaller ones are tried whole by every sweep."""
 SHARE, NEAR = 0.1, 0.02
-FEW, OF_FEW = 1000, 4
-"""Points of a space of which a tenth is so little that chance decides much: it is searched on so many times as many
-devices."""
 BATCH = 8
 MOST_DECODED = 128
 SEEDED = 0.4
@@ -104,7 +101,6 @@ def case(call: Call, seeds: int) -> dict[str, Any] | None:
     points = possible(call, space)
     if len(points) < LEAST:
         return None
-    seeds *= OF_FEW if len(points) < FEW else 1
     gaps: dict[str, list[float]] = {"search": [], "random": [], "favourite": []}
     for seed in range(seeds):
         device = Simulated(call, points, seed)
@@ -121,7 +117,6 @@ def case(call: Call, seeds: int) -> dict[str, Any] | None:
         "kernel": call.kernel,
         "sizes": dict(call.sizes),
         "points": len(points),
-        "devices": seeds,
         "trials": max(1, int(len(points) * SHARE)),
         **{f"{n}_gap": {"median": round(median(g), 4), "worst": round(max(g), 4)} for n, g in gaps.items()},
         "within_2_percent": sum(g <= NEAR for g in gaps["search"]) / seeds,
