@@ -87,7 +87,7 @@ def tune(
     """
     start, report = time.monotonic(), report or TuneReport()
     require_kernels(request.kernels, KERNELS)
-    call_tasks = _tasks(request, progress)
+    call_tasks = tasks_given(request, progress)
     records, log = request.records or base.own_file(request.gpu), TrialLog(request.log or own_log(request.gpu))
     base.save(records, [])  # that it cannot be written is better known now
     report.left_out = log.damaged
@@ -115,8 +115,8 @@ def require_kernels(asked: Sequence[str], known: Iterable[str]) -> None:
         raise UsageError(f"no kernel {unknown[0]!r} to tune", f"choose from {', '.join(known)}")
 
 
-def _tasks(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Sequence[Task]]:
-    """What the programs call, given what is known."""
+def tasks_given(request: TuneRequest, progress: Progress) -> Callable[[base.Base], Sequence[Task]]:
+    """What the programs call, given what is known. UsageError for limits that the model does not have, ModelError."""
     config = Checkpoint.settings(request.model, request.revision, progress).config
     positions = request.max_seq_len or config.max_position_embeddings
     if not 1 <= positions <= config.max_position_embeddings:
