@@ -65,8 +65,8 @@ class _State:
     trials: dict[Pairs, Trial] = field(default_factory=dict)
     won: Confirmed | None = None
     seen: int = 0
-    """Trials there were when ``won`` was looked for, of which ``fastest`` was the fastest."""
     confirmed: Pairs | None = None
+    """``seen``: trials there were when ``won`` was looked for, ``confirmed`` the fastest of them."""
 
     @property
     def ranked(self) -> list[Trial]:

@@ -162,9 +162,11 @@ def _poison(kernel: Kernel, name: str, shape: Sequence[int], dtype: str) -> torc
 
 def _exact(tensor: torch.Tensor | None, where: str) -> torch.Tensor | None:
     """What the reference sees, which may not change when the kernel runs."""
-    if tensor is None or tensor.numel() >= LARGE:
-        return None if tensor is None else tensor.to(where)
+    if tensor is None:
+        return None
     moved = tensor.to(where)
+    if tensor.numel() >= LARGE:
+        return moved
     return moved.double() if tensor.is_floating_point() else moved.clone()
 
 

@@ -38,7 +38,8 @@ def no_loading(monkeypatch):
 
 
 def test_an_untouched_copy_loads(engine):
-    Engine.load(engine, threads=1).close()
+    with Engine.load(engine, threads=1) as loaded:
+        assert loaded.manifest == integrity.read_manifest(engine)
 
 
 def files_of(engine: Path) -> list[Path]:

@@ -129,7 +129,10 @@ def test_tensors_among_the_keywords_are_kept(monkeypatch):
         return torch.segment_reduce(plain(hidden, lengths), "max", lengths=lengths, unsafe=True)
 
     monkeypatch.setattr(reference, "last", segmented)
-    export(replace(CONFIG, num_hidden_layers=1), "prefill").graph.lint()
+    graph = export(replace(CONFIG, num_hidden_layers=1), "prefill").graph
+    graph.lint()
+    (found,) = (n for n in graph.nodes if "segment_reduce" in str(n.target))
+    assert found.kwargs["lengths"].graph is graph
 
 
 @pytest.mark.parametrize(("symbol", "size"), [("batch", (3, -1)), ("tokens", (-1, 5))])

@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -294,21 +295,17 @@ def test_an_input_is_compared_to_its_last_byte(at, monkeypatch):
     gpu = device.open_device(target("h200"), host=True)
     case = gpu_check_plants.CASES["right"][0]
     x = case.inputs(torch.Generator().manual_seed(0))["x"].bfloat16()
-    launches = [lambda: None, lambda: damaged()]
-
-    def damaged():
-        block = gpu.driver.block(address[0])
-        place = guarded.GUARD + at if at >= 0 else guarded.GUARD + 2 * x.numel() + at
-        block[place] ^= 1
-
-    address = []
-
-    def call(kernel, dims, config, dtype, sizes, args, cubin):
-        address[:] = [args["x"] - guarded.GUARD]
-        return launches.pop(0)
-
-    monkeypatch.setattr(gpu, "call", call)
     asked = case.kernel, case.dims, case.kernel.default(case.dims, gpu.target), case.sizes, "bf16", {"x": x}
-    guarded.Guarded(gpu)(*asked)
-    with pytest.raises(Violation, match="x changed, which is no output"):
+
+    def launching(flipped):
+        def call(kernel, dims, config, dtype, sizes, args, cubin):
+            start = args["x"] - guarded.GUARD
+            given = gpu.driver.block(start)[guarded.GUARD : guarded.GUARD + 2 * x.numel()]
+            return lambda: np.bitwise_xor.at(given, at, flipped)
+
+        monkeypatch.setattr(gpu, "call", call)
         guarded.Guarded(gpu)(*asked)
+
+    launching(0)
+    with pytest.raises(Violation, match="x changed, which is no output"):
+        launching(1)

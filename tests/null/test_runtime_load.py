@@ -54,7 +54,8 @@ def test_what_cannot_run_here_is_refused_at_once(tmp_path, monkeypatch, changes,
 @pytest.mark.parametrize("built", ["1.0.0", "1.1", "0.9"])
 def test_an_engine_built_with_an_older_onnxruntime_loads(tmp_path, built):
     toy_engine.build(tmp_path / "e", toolchain={"onnxruntime": built})
-    Engine.load(tmp_path / "e", threads=1).close()
+    with Engine.load(tmp_path / "e", threads=1) as engine:
+        assert engine.manifest.toolchain["onnxruntime"] == built
 
 
 def test_options_of_the_manifest_reach_onnxruntime(tmp_path):

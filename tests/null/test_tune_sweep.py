@@ -229,8 +229,8 @@ def test_a_winner_is_confirmed_when_another_is_faster_and_at_the_end(tmp_path):
 def test_what_is_confirmed_when_the_time_is_up_is_on_record(tmp_path):
     """One batch of each, those first that take longest at their bound; then it is too late."""
     tasks = [task(linear(rows)) for rows in (1, 4096, 64)]
-    judge, end = Judge(lambda c: c["BLOCK_K"] / 32 + c["num_warps"]), time.monotonic() + 3600
-    found = sweep(tmp_path, tasks, judge, deadline=end)
+    judge = Judge(lambda c: c["BLOCK_K"] / 32 + c["num_warps"])
+    found = sweep(tmp_path, tasks, judge)
     found._late = lambda: len(judge.seen) >= 8 * len(tasks)
     assert {r.key for r in found.run()} == {t.key for t in tasks}
     assert [key for key, _ in judge.seen[::8]] == [tasks[i].key for i in (1, 2, 0)]
