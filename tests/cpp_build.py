@@ -1,0 +1,49 @@
+"""The C++ runtime as the tests use it: built once, for all test processes together."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "dsv2_compile" / "runtime" / "cpp"
+BUILDS = Path(os.environ.get("DSV2_CPP_BUILD", ROOT / "build" / "cpp"))
+"""A folder a kind of build, kept from run to run."""
+
+
+@cache
+def built(sanitize: str = "", *options: str) -> Path:
+    """The build folder, with library and test programs; ``sanitize`` as of DSV2_SANITIZE. Skips the test where there
+    is nothing to build with; a build that fails is an AssertionError with its output."""
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"the C++ runtime is built with {tool}")
+    folder = BUILDS / (sanitize.replace(",", "-") or "plain")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kind = "RelWithDebInfo" if sanitize else "Release"
+        made = ["-DDSV2_TESTS=ON", f"-DDSV2_SANITIZE={sanitize}", f"-DCMAKE_BUILD_TYPE={kind}", *options]
+        _run("cmake", "-S", str(SOURCE), "-B", str(folder), *made)
+        _run("cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0))))
+    return folder
+
+
+def library() -> Path:
+    return built() / "libdsv2.so"
+
+
+def program(name: str, sanitize: str = "") -> Path:
+    """A test program, as unit_batch."""
+    return built(sanitize) / "tests" / name
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
