@@ -11,8 +11,8 @@
 namespace dsv2 {
 
 struct Error : std::exception {
-  Error(dsv2_code code, std::string cause, std::string remedy, std::vector<std::string> problems = {})
-      : code(code), cause(std::move(cause)), remedy(std::move(remedy)), problems(std::move(problems)) {}
+  Error(dsv2_code code_, std::string cause_, std::string remedy_, std::vector<std::string> problems_ = {})
+      : code(code_), cause(std::move(cause_)), remedy(std::move(remedy_)), problems(std::move(problems_)) {}
   const char* what() const noexcept override { return cause.c_str(); }
 
   dsv2_code code;
