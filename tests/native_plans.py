@@ -82,12 +82,16 @@ PAGES = 3
 
 @cache
 def tiny(dtype: str) -> tuple[Plan, Any]:
-    """The tiny preset with a dense layer and one of experts, as plan and config; not compiled."""
+    """The tiny preset, smaller still, with a dense layer and one of experts, as plan and config; not compiled."""
     from dsv2_compile.checkpoint.presets import PRESETS
     from tests.host_plans import emit, lower, program, target
 
     gpu = target("h800")
-    small = {"num_hidden_layers": 2, "vocab_size": 256, "bos_token_id": 254, "eos_token_ids": (255,)}
+    small = {
+        "num_hidden_layers": 2, "vocab_size": 256, "bos_token_id": 254, "eos_token_ids": (255,), "hidden_size": 64,
+        "intermediate_size": 96, "moe_intermediate_size": 32, "n_routed_experts": 8, "q_lora_rank": 48,
+        "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    }  # fmt: skip
     config = dataclasses.replace(PRESETS["tiny"], **small)
     drafts = {
         (phase, phase): lower(program(config, phase, 64 * PAGES), phase, gpu, dtype, limits, PAGES)

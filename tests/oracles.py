@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from dsv2_compile.checkpoint import Checkpoint
@@ -77,6 +79,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "unequal_mscale": dict(rope_parameters={**_yarn(8, 32, 1.0), "mscale": 0.5}),
 }
 RUN_KEYS = ("batch", "prompt")
+RARER = frozenset({"batch3", "no_shared", "one_group", "unequal_mscale"})
+"""Of which whole engines are built only by the slow tests; the reference is held to transformers for all."""
+
+
+def parameters(names: Iterable[str]) -> list[Any]:
+    """Of a test over whole engines."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in RARER else ()) for name in names]
 
 
 def transformers_checkpoint(

@@ -9,14 +9,14 @@ import torch
 from dsv2_compile.pipeline import build
 from dsv2_compile.request import BuildRequest
 from dsv2_compile.runtime import Engine
-from tests.oracles import CONFIGS, run_settings, their_logits, transformers_checkpoint
+from tests.oracles import CONFIGS, parameters, run_settings, their_logits, transformers_checkpoint
 
 STEPS = 32
 TOLERANCE = 1e-4
 GREEDY = 256
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=parameters(CONFIGS))
 def pair(request, tmp_path_factory):
     """(transformers' model, an engine compiled from what it saved, the name of the configuration)."""
     root = tmp_path_factory.mktemp(request.param)

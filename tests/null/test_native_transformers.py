@@ -19,7 +19,7 @@ NAMES = [name for name in oracles.CONFIGS if name != "yarn_far"]
 LENGTHS, STEPS, POSITIONS = (9, 4, 1), 4, 128
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=oracles.parameters(NAMES))
 def case(request, tmp_path_factory) -> tuple[Any, Any]:
     """transformers' model, and our engine of its checkpoint on the host."""
     path = tmp_path_factory.mktemp(request.param) / "checkpoint"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.null.test_engine_writer import kill
+
+pytestmark = pytest.mark.slow
 
 
 def test_200_random_kills_leave_the_old_or_the_new_engine(tmp_path):
