@@ -15,7 +15,7 @@ from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.errors import UsageError
 from dsv2_compile.runtime import generate
 from dsv2_compile.runtime.generate import Generation, Prompts
-from dsv2_compile.runtime.loaders import Loaded, loader
+from dsv2_compile.runtime.loaders import Loaded, Pages, loader
 from dsv2_compile.runtime.sampling import Sampling
 from dsv2_compile.runtime.session import Session
 from dsv2_compile.runtime.text import Text
@@ -76,6 +76,11 @@ class Engine:
         """
         self._require_open()
         return generate.start(self, prompts, max_new_tokens, sampling or Sampling())
+
+    @property
+    def pages(self) -> Pages | None:
+        """The pages of the KV cache that sessions share; None where each has a cache of its own."""
+        return self._require_open().pages()
 
     def program(self, phase: str) -> Program:
         """The ONNX program of ``phase``, for `ContiguousStore`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -16,8 +17,20 @@ if TYPE_CHECKING:
 MODULES = {"onnxruntime": "dsv2_compile.runtime.ort_model", "cuda": "dsv2_compile.runtime.native.model"}
 
 
+@dataclass(frozen=True)
+class Pages:
+    """The KV cache that all sessions of an engine share: ``count`` pages of ``size`` positions."""
+
+    size: int
+    count: int
+    free: int
+
+
 class Loaded(Protocol):
     """What an engine needs of its backend."""
+
+    def pages(self) -> Pages | None:
+        """None where each session has a cache of its own."""
 
     def store(self, engine: Engine, slots: int, max_tokens: int) -> Store:
         """The cache of a new session."""

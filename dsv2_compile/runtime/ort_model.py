@@ -20,6 +20,9 @@ class OrtModel:
     def __init__(self, programs: dict[str, Program]) -> None:
         self.programs = programs
 
+    def pages(self) -> None:
+        return None
+
     def store(self, engine: Engine, slots: int, max_tokens: int) -> ContiguousStore:
         return ContiguousStore(engine, slots, max_tokens)
 

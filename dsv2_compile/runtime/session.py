@@ -76,12 +76,12 @@ class Session:
     def extend(self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots = None) -> Logits:
         """Add tokens to sequences already there; arguments and result as for `prefill`."""
         with self._lock:
-            self._require_open()
-            ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
-            chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
-            past = self._require_live(chosen)
-            self._require_room(past, counts)
-            return self._append("prefill", ids, counts, chosen, past)
+            return self._append("prefill", *self._extended(tokens, lengths, slots))
+
+    def resume(self, tokens: ArrayLike, lengths: ArrayLike, draws: Sequence[Draw], slots: Slots = None) -> Ints:
+        """As `extend` -> the next token of each sequence, int [B], chosen by draws[b]: without the logits."""
+        with self._lock:
+            return self._choose("prefill", *self._extended(tokens, lengths, slots, draws), draws)
 
     def decode(self, tokens: ArrayLike, slots: Slots = None) -> Logits:
         """Add one token to each sequence: tokens int [B] -> logits [B, V]."""
@@ -176,6 +176,18 @@ class Session:
         arguments.one_each(draws, len(ids))
         self._require_room(past, counts)
         self._release(chosen)
+        return ids, counts, chosen, past
+
+    def _extended(
+        self, tokens: ArrayLike, lengths: ArrayLike, slots: Slots, draws: Sequence[Draw] | None = None
+    ) -> tuple[Ints, Ints, Ints, Ints]:
+        """Checked ids, counts, slots and past of more tokens for sequences already there."""
+        self._require_open()
+        ids, counts = arguments.batch(tokens, lengths, self._config.vocab_size)
+        chosen = arguments.slot_numbers(slots, len(ids), self.max_batch)
+        past = self._require_live(chosen)
+        arguments.one_each(draws, len(ids))
+        self._require_room(past, counts)
         return ids, counts, chosen, past
 
     def _stepped(

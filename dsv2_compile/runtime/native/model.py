@@ -9,6 +9,7 @@ from dsv2_compile.engine.manifest import Manifest
 from dsv2_compile.errors import IncompatibleError, UsageError
 from dsv2_compile.plan import text
 from dsv2_compile.plan.plan import FILE, Plan
+from dsv2_compile.runtime.loaders import Pages
 from dsv2_compile.runtime.native import memory
 from dsv2_compile.runtime.native.launches import scratch_bytes
 from dsv2_compile.runtime.native.opening import require_architecture
@@ -45,6 +46,9 @@ class NativeModel:
     def __init__(self, plan: Plan, executor: Executor, pages: int) -> None:
         self.plan, self.executor = plan, executor
         self.pool = PagePool(pages, plan.page)
+
+    def pages(self) -> Pages:
+        return Pages(self.pool.size, self.pool.count, self.pool.free)
 
     def store(self, engine: Engine, slots: int, max_tokens: int) -> PagedStore:
         return PagedStore(self.plan, self.executor, self.pool, slots)
