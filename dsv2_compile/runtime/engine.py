@@ -17,6 +17,7 @@ from dsv2_compile.runtime import generate
 from dsv2_compile.runtime.generate import Generation, Prompts
 from dsv2_compile.runtime.loaders import Loaded, Pages, loader
 from dsv2_compile.runtime.sampling import Sampling
+from dsv2_compile.runtime.scheduler import Scheduler
 from dsv2_compile.runtime.session import Session
 from dsv2_compile.runtime.text import Text
 
@@ -76,6 +77,18 @@ class Engine:
         """
         self._require_open()
         return generate.start(self, prompts, max_new_tokens, sampling or Sampling())
+
+    def scheduler(
+        self,
+        max_batch: int | None = None,
+        max_tokens: int | None = None,
+        chunk_tokens: int = 256,
+        max_waiting: int = 1024,
+    ) -> Scheduler:
+        """Open a scheduler of at most ``max_batch`` sequences at once, ``max_tokens`` positions each, None for the
+        engine's limits. ``chunk_tokens``: most prompt tokens between two decode steps; ``max_waiting``: requests that
+        wait for a slot."""
+        return Scheduler(self, max_batch, max_tokens, chunk_tokens, max_waiting)
 
     @property
     def pages(self) -> Pages | None:

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from dsv2_compile.errors import UsageError
 from dsv2_compile.runtime import arguments
-from dsv2_compile.runtime.arguments import Ints
-from dsv2_compile.runtime.sampling import Draw, Sampling
-from dsv2_compile.runtime.text import Text, TextStream
+from dsv2_compile.runtime.batch import Batch
+from dsv2_compile.runtime.requests import Event, Finish, Limits, Request
+from dsv2_compile.runtime.sampling import Sampling
+from dsv2_compile.runtime.text import TextStream
 
 if TYPE_CHECKING:
     from dsv2_compile.runtime.engine import Engine
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
+NO_TOKEN = -1
+
 
 @dataclass(frozen=True)
 class Token:
-    """One step of one prompt.
+    """One step of one prompt: its number in `generate`, in a scheduler the id of its submission.
 
     ``text`` is what this token completes ("" while a character is unfinished, or without a tokenizer).
     ``finish`` is set on a prompt's last token: "stop" for an end-of-sequence token, whose text is what
-    was still held back, or "length".
+    was still held back, or "length". In a scheduler a prompt may also end without a token, by one whose ``id`` is
+    `NO_TOKEN`: "cancelled", or "failed" with its ``error``.
     """
 
     prompt: int
     id: int
     text: str
-    finish: str | None
+    finish: Finish | None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,6 @@ class Completion:
     tokens: tuple[int, ...]
     text: str
     finish: str
-
-
-@dataclass
-class _Sequence:
-    prompt: int
-    ids: list[int]
-    rng: np.random.Generator
-    stream: TextStream | None
-    made: int = 0
-    last: int = 0
 
 
 class Generation:
@@ -92,75 +84,49 @@ class Generation:
 
 def start(engine: Engine, prompts: Prompts, max_new_tokens: int, sampling: Sampling) -> Generation:
     """Checks everything, then a `Generation`; work begins with its first step."""
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {max_new_tokens}.", "Ask for at least one token.")
-    many: Sequence[str] | Sequence[Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+    many: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts
     if not len(many):
         raise UsageError("There is no prompt.", "Pass at least one.")
-    text = engine.text if isinstance(many[0], str) or engine.has_text else None
-    sequences = [
-        _Sequence(i, _ids(engine, p, text), sampling.stream(i), TextStream(text.tokenizer) if text else None)
-        for i, p in enumerate(many)
-    ]
-    return Generation(_steps(engine, sequences, max_new_tokens, sampling), len(sequences))
+    requests = [Request(encode(engine, p), max_new_tokens, sampling, stream=i) for i, p in enumerate(many)]
+    limits = Limits.of(engine, engine.max_seq_len)
+    for request in requests:
+        limits.check(request)
+    return Generation(_steps(engine, requests), len(requests))
 
 
-def _ids(engine: Engine, prompt: Any, text: Text | None) -> list[int]:
-    encoded = text.encode(prompt) if isinstance(prompt, str) and text else prompt
-    ids: list[int] = arguments.integers("prompt", encoded, 1).tolist()
-    if len(ids) > engine.max_seq_len:
-        raise UsageError(
-            f"A prompt has {len(ids)} tokens, the engine takes {engine.max_seq_len}.",
-            "Shorten the prompt, or rebuild the engine with a larger --max-seq-len.",
-        )
-    arguments.vocabulary(np.array(ids), engine.config.vocab_size)
+def encode(engine: Engine, prompt: Any) -> list[int]:
+    """The ids of a text, or of a sequence of ids; UsageError for anything else and for an empty one."""
+    ids: list[int] = arguments.integers(
+        "prompt", engine.text.encode(prompt) if isinstance(prompt, str) else prompt, 1
+    ).tolist()
     return ids
 
 
-def _steps(engine: Engine, sequences: list[_Sequence], max_new: int, sampling: Sampling) -> Iterator[Token]:
-    """Slots are filled from the waiting prompts as they become free; every live one decodes each round."""
-    waiting = deque(sequences)
-    slots = min(len(sequences), engine.max_batch_size)
-    positions = min(max(len(s.ids) for s in sequences) + max_new, engine.max_seq_len)
-    live: dict[int, _Sequence] = {}
+def text_stream(engine: Engine) -> TextStream | None:
+    return TextStream(engine.text.tokenizer) if engine.has_text else None
+
+
+def token(event: Event, stream: TextStream | None) -> Token:
+    """``event`` with the text that it completes."""
+    if event.token is None:
+        return Token(event.request, NO_TOKEN, "", event.finish, event.error)
+    text = "" if stream is None or event.finish == "stop" else stream.push(event.token)
+    if stream and event.finish:
+        text += stream.end()
+    return Token(event.request, event.token, text, event.finish)
+
+
+def _steps(engine: Engine, requests: list[Request]) -> Iterator[Token]:
+    slots = min(len(requests), engine.max_batch_size)
+    longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
+    positions = min(longest, engine.max_seq_len)
+    streams = [text_stream(engine) for _ in requests]
     with engine.session(slots, positions) as session:
-        while waiting or live:
-            if live:
-                order = sorted(live)
-                tokens = session.step([live[slot].last for slot in order], _draws(live, order, sampling), order)
-                yield from _advance(engine, live, order, tokens, max_new)
-            idle = [slot for slot in range(slots) if slot not in live][: len(waiting)]
-            if idle:
-                live |= {slot: waiting.popleft() for slot in idle}
-                draws = _draws(live, idle, sampling)
-                tokens = session.start(*_padded([live[slot].ids for slot in idle]), draws, idle)
-                yield from _advance(engine, live, idle, tokens, max_new)
-
-
-def _draws(live: dict[int, _Sequence], order: list[int], sampling: Sampling) -> list[Draw]:
-    return [sampling.draw(live[slot].rng) for slot in order]
-
-
-def _advance(
-    engine: Engine, live: dict[int, _Sequence], order: list[int], tokens: Ints, max_new: int
-) -> Iterator[Token]:
-    """Give out the next token of each slot in ``order``; finished sequences leave ``live``."""
-    for slot, token in zip(order, tokens.tolist(), strict=True):
-        s = live[slot]
-        s.last = token
-        s.made += 1
-        full = s.made == max_new or len(s.ids) + s.made > engine.max_seq_len
-        finish = "stop" if s.last in engine.config.eos_token_ids else "length" if full else None
-        text = "" if s.stream is None or finish == "stop" else s.stream.push(s.last)
-        if finish:
-            text += s.stream.end() if s.stream else ""
-            del live[slot]
-        yield Token(s.prompt, s.last, text, finish)
-
-
-def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.array([len(r) for r in rows])
-    tokens = np.zeros((len(rows), lengths.max()), np.int64)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    return tokens, lengths
+        batch = Batch(session, Limits.of(engine, positions), engine.config.eos_token_ids)
+        for i, request in enumerate(requests):
+            batch.submit(i, request)
+        while batch.busy:
+            for event in batch.step():
+                if event.error:
+                    raise event.error
+                yield token(event, streams[event.request])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dsv2_compile.errors import Dsv2Error, ResourceError, UsageError
+from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.runtime import arguments
 from dsv2_compile.runtime.loaders import Pages
 from dsv2_compile.runtime.sampling import Sampling
@@ -43,7 +43,7 @@ class Event:
     request: int
     token: int | None
     finish: Finish | None = None
-    error: Dsv2Error | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
