@@ -37,6 +37,13 @@ std::vector<int64_t> version(const std::string& text) {
   return parts.size() == 2 ? parts : std::vector<int64_t>{};
 }
 
+// ['a', 'b']
+std::string quoted(const std::vector<std::string>& names) {
+  std::string out;
+  for (const std::string& name : names) out += (out.empty() ? "'" : ", '") + name + "'";
+  return "[" + out + "]";
+}
+
 // All that this process may use.
 int processors() {
   // a machine may have more of them than cpu_set_t has room for: then the kernel says EINVAL
@@ -71,13 +78,21 @@ void require_compatible(const std::string&, const Manifest& manifest, const Load
     throw Error(DSV2_INCOMPATIBLE, "The engine needs onnxruntime " + needed + " or later, found " + found + ".",
                 "Install a newer onnxruntime, or rebuild the engine on this machine.");
   }
-  for (const char* phase : {"prefill", "decode"}) {
-    if (!manifest.programs.count(phase)) {
-      throw Error(DSV2_INCOMPATIBLE, "The engine has no program " + std::string(phase) + ".",
-                  "Rebuild it with dsv2-compile build.");
+  std::vector<std::string> missing;
+  for (const char* phase : {"decode", "prefill"}) {
+    if (!manifest.programs.count(phase)) missing.push_back(phase);
+  }
+  if (!missing.empty()) {
+    throw Error(DSV2_INCOMPATIBLE, "The engine has no program " + quoted(missing) + ".",
+                "Rebuild it with dsv2-compile build.");
+  }
+  for (const auto& [phase, program] : manifest.programs) {
+    if (std::vector<std::string> unknown = disallowed_options(program); !unknown.empty()) {
+      throw Error(DSV2_INCOMPATIBLE,
+                  "Program " + phase + " sets ONNX Runtime options this runtime does not allow: " + quoted(unknown) + ".",
+                  "Rebuild the engine with this version of dsv2-compile.");
     }
   }
-  for (const auto& [phase, program] : manifest.programs) require_allowed_options(phase, program);
 }
 
 std::shared_ptr<Loaded> load(const std::string& root, const Manifest& manifest, const LoadOptions& options) {

@@ -117,15 +117,12 @@ class Tensors {
 
 }  // namespace
 
-void require_allowed_options(const std::string& phase, const ProgramEntry& entry) {
-  std::vector<std::string> unknown;
+std::vector<std::string> disallowed_options(const ProgramEntry& entry) {
+  std::vector<std::string> out;
   for (const auto& [key, value] : entry.session_options) {
-    if (!kOptions.count(key)) unknown.push_back(key);
+    if (!kOptions.count(key)) out.push_back(key);
   }
-  if (!unknown.empty()) {
-    throw Error(DSV2_INCOMPATIBLE, "Program " + phase + " sets ONNX Runtime options this runtime does not allow.",
-                "Rebuild the engine with this version of dsv2-compile.", unknown);
-  }
+  return out;
 }
 
 Program::Program(const OrtLibrary& library, const std::string& path, const ProgramEntry& entry,

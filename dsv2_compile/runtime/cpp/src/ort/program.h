@@ -22,9 +22,8 @@ struct ProgramOutputs {
   std::vector<float> logits, rows;
 };
 
-// Error incompatible if an option of ``entry`` is not one that engines may set: none of those names a file or loads
-// code.
-void require_allowed_options(const std::string& phase, const ProgramEntry& entry);
+// Options of ``entry`` that an engine may not set. Those that it may name no file and load no code.
+std::vector<std::string> disallowed_options(const ProgramEntry& entry);
 
 class Program {
  public:
