@@ -303,9 +303,10 @@ const Object& Json::object() const { return as<Object>(*this, "an object"); }
 
 std::string quoted(std::string_view text, size_t limit) {
   std::string out = "'";
-  for (unsigned char c : text.substr(0, limit)) {
-    char shown[5] = {static_cast<char>(c)};
-    if (c < 0x20 || c >= 0x7f || c == '\'' || c == '\\') std::snprintf(shown, sizeof shown, "\\x%02x", c);
+  for (char c : text.substr(0, limit)) {
+    auto code = static_cast<unsigned char>(c);
+    char shown[5] = {c};
+    if (code < 0x20 || code >= 0x7f || c == '\'' || c == '\\') std::snprintf(shown, sizeof shown, "\\x%02x", code);
     out += shown;
   }
   out += '\'';
