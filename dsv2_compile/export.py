@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -237,13 +238,22 @@ def pieces(config: ModelConfig, phase: str, dtype: torch.dtype, positions: int) 
     return out
 
 
+@lru_cache(maxsize=8)
+def traced_pieces(
+    config: ModelConfig, phase: str, dtype: torch.dtype, positions: int
+) -> tuple[dict[str, Piece], dict[str, ExportedProgram]]:
+    """The distinct parts of one phase and their traces, which nobody may change: programs are stamped from them. Kept,
+    since a build for a GPU stamps three programs and their twins from two phases."""
+    parts = pieces(config, phase, dtype, positions)
+    return parts, {kind: trace(piece) for kind, piece in parts.items()}
+
+
 def export(
     config: ModelConfig, phase: str, dtype: torch.dtype = torch.float32, positions: int | None = None
 ) -> Program:
     """The naive program of ``phase``: ``prefill`` or ``decode``. ``positions``: rows of the rope tables."""
     positions = positions or config.max_position_embeddings
-    parts = pieces(config, phase, dtype, positions)
-    traced = {kind: trace(piece) for kind, piece in parts.items()}
+    parts, traced = traced_pieces(config, phase, dtype, positions)
     count: Dim = TOKENS if phase == "prefill" else 1
     inputs = dict(parts["embed"].inputs)
     del inputs["cache.0"]

@@ -11,7 +11,7 @@ import torch
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import ModelError
-from dsv2_compile.export import export
+from dsv2_compile.export import export, traced_pieces
 from dsv2_compile.model import reference
 from dsv2_compile.passes.pipeline import check_lowerable, pipeline, run
 
@@ -22,6 +22,14 @@ CONFIG = ModelConfig(
     max_position_embeddings=24,
 )  # fmt: skip
 Function = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """A spoiled reference is traced anew, and forgotten."""
+    traced_pieces.cache_clear()
+    yield
+    traced_pieces.cache_clear()
 
 
 def compile_naive() -> None:
