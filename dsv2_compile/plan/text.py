@@ -89,7 +89,9 @@ def _plan(raw: dict[str, Any]) -> Plan:
     fields = {k: _typed(raw[k], t, k) for k, t in _PLAN.items()}
     if set(raw) != {*_PLAN, "schema", "kernels", "programs"}:
         raise ValueError(f"keys {sorted(raw)}")
-    kernels = tuple(map(_kernel, raw["kernels"]))
+    if raw["schema"] != SCHEMA:
+        raise ValueError("unknown schema")
+    kernels = tuple(map(_kernel, _list(raw["kernels"], "kernels")))
     return Plan(**fields, kernels=kernels, programs={n: _program(p) for n, p in raw["programs"].items()})
 
 
@@ -111,6 +113,12 @@ def _typed(value: Any, kind: type, name: str) -> Any:
     return value
 
 
+def _list(value: Any, name: str) -> list[Any]:
+    """Not whatever else can be iterated over: a string, an object's keys."""
+    found: list[Any] = _typed(value, list, name)
+    return found
+
+
 def _kernel(raw: dict[str, Any]) -> KernelEntry:
     if set(raw) != {*_KERNEL, "args", "aligned", "constants"}:
         raise ValueError(f"keys of a kernel: {sorted(raw)}")
@@ -119,8 +127,8 @@ def _kernel(raw: dict[str, Any]) -> KernelEntry:
         raise ValueError("a constant is no number")
     return KernelEntry(
         **{k: _typed(raw[k], t, k) for k, t in _KERNEL.items()},
-        args=tuple(_typed(a, str, "argument type") for a in raw["args"]),
-        aligned=tuple(_typed(a, bool, "alignment") for a in raw["aligned"]),
+        args=tuple(_typed(a, str, "argument type") for a in _list(raw["args"], "args")),
+        aligned=tuple(_typed(a, bool, "alignment") for a in _list(raw["aligned"], "aligned")),
         constants=constants,
     )
 
@@ -129,10 +137,10 @@ def _program(raw: dict[str, Any]) -> PlanProgram:
     if set(raw) != {"phase", "limits", "arena_bytes", "buffers", "launches"}:
         raise ValueError(f"keys of a program: {sorted(raw)}")
     buffers: dict[str, Buffer] = {}
-    for name, dtype, place, offset, shape in raw["buffers"]:
+    for name, dtype, place, offset, shape in _list(raw["buffers"], "buffers"):
         made = Buffer(
             _typed(dtype, str, "dtype"),
-            tuple(expr.from_json(d, SYMBOLS) for d in shape),
+            tuple(expr.from_json(d, SYMBOLS) for d in _list(shape, "shape")),
             _typed(place, str, "place"),
             _typed(offset, int, "offset"),
         )
@@ -148,9 +156,9 @@ def _program(raw: dict[str, Any]) -> PlanProgram:
         return None if data is None else expr.from_json(data, SYMBOLS)
 
     launches = []
-    for kernel, grid, args, what in raw["launches"]:
-        x, y, z = (expr.from_json(g, SYMBOLS) for g in grid)
-        bound = tuple(map(argument, args))
+    for kernel, grid, args, what in _list(raw["launches"], "launches"):
+        x, y, z = (expr.from_json(g, SYMBOLS) for g in _list(grid, "grid"))
+        bound = tuple(map(argument, _list(args, "arguments")))
         launches.append(Launch(_typed(kernel, int, "kernel"), (x, y, z), bound, _typed(what, str, "what")))
     limits = {_typed(k, str, "limit"): _typed(v, int, "limit") for k, v in raw["limits"].items()}
     arena = _typed(raw["arena_bytes"], int, "arena_bytes")
