@@ -37,8 +37,9 @@ class Submission:
     def __init__(self, scheduler: Scheduler, number: int, stream: TextStream | None, on_token: OnToken | None) -> None:
         self.id = number
         self._scheduler, self._stream, self._on_token = scheduler, stream, on_token
-        self._queue: SimpleQueue[Token] = SimpleQueue()
-        self._seen: list[Token] = []
+        self._tokens: list[Token] = []
+        self._taken = 0
+        self._more: SimpleQueue[None] = SimpleQueue()  # wakes who waits for a token: one that a signal loses is no loss
         self._finish: str | None = None
         self._error: BaseException | None = None
 
@@ -51,12 +52,13 @@ class Submission:
         return self
 
     def __next__(self) -> Token:
-        if not (self._seen and self._seen[-1].finish):
-            if self._queue.empty():
+        if not (self._taken and self._tokens[self._taken - 1].finish):
+            while self._taken == len(self._tokens):
                 self._scheduler.require_other_thread()
-            self._seen.append(self._queue.get())
-            if self._seen[-1].id != NO_TOKEN:
-                return self._seen[-1]
+                self._more.get()
+            self._taken += 1
+            if self._tokens[self._taken - 1].id != NO_TOKEN:
+                return self._tokens[self._taken - 1]
         if self._error:
             raise self._error
         raise StopIteration
@@ -65,8 +67,7 @@ class Submission:
         """Waits for the end: all tokens, those already taken from the iterator included."""
         for _ in self:
             pass
-        tokens = [t for t in self._seen if t.id != NO_TOKEN]
-        finish = self._seen[-1].finish
+        tokens, finish = [t for t in self._tokens if t.id != NO_TOKEN], self._tokens[-1].finish
         assert finish is not None
         return Completion(tuple(t.id for t in tokens), "".join(t.text for t in tokens), finish)
 
@@ -85,7 +86,8 @@ class Submission:
             except BaseException as e:
                 self._error, self._on_token = e, None
                 self.cancel()
-        self._queue.put(token)
+        self._tokens.append(token)
+        self._more.put(None)
 
 
 class Scheduler:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.runtime.batch import Batch
 from dsv2_compile.runtime.loaders import Pages
+from dsv2_compile.runtime.native.pages import PagePool
+from dsv2_compile.runtime.native.store import PagedStore
 from dsv2_compile.runtime.requests import GREEDY, Limits, Request, Stats
+from dsv2_compile.runtime.session import Session
 from tests import batch_vectors
 from tests.batch_vectors import FOLDER, RANDOM, FakeSession, random_vector
+from tests.null.test_native_pages import PAGE, PLAN, Echo
 
 VECTORS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 
@@ -111,3 +117,25 @@ def test_what_is_no_error_of_a_sequence_comes_through():
     core.submit(0, Request([1], 1, GREEDY))
     with pytest.raises(ZeroDivisionError):
         core.step()
+
+
+def test_pages_set_aside_suffice_for_a_paged_session():
+    """A model whose next token is the sum of all that its pages hold of the sequence."""
+    echo, pool = Echo(9 * PAGE), PagePool(9, PAGE)
+    wide = 10**9
+    session = Session(SimpleNamespace(config=SimpleNamespace(vocab_size=wide)), 3, 48, PagedStore(PLAN, echo, pool, 3))
+    core = Batch(session, Limits(wide, 48, Pages(PAGE, 9, 9)), [], chunk=5)
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(1, 50, int(rng.integers(1, 21))).tolist() for _ in range(25)]
+    wanted = [int(rng.integers(1, 11)) for _ in prompts]
+    for number, (prompt, count) in enumerate(zip(prompts, wanted, strict=True)):
+        core.submit(number, Request(prompt, count, GREEDY))
+    found: list[list[int]] = [[] for _ in prompts]
+    while core.busy:
+        for event in core.step():
+            assert event.error is None
+            found[event.request].append(event.token)
+        assert pool.count - pool.free <= core.stats().pages_committed <= 9
+    assert found == [[sum(p) * 2**i for i in range(n)] for p, n in zip(prompts, wanted, strict=True)]
+    assert pool.free == 9
+    assert {name for name, *_ in echo.calls} >= {"prefill", "extend", "decode-3"}
