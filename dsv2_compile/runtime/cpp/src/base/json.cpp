@@ -301,17 +301,18 @@ const std::string& Json::string() const { return as<std::string>(*this, "a strin
 const Array& Json::array() const { return as<Array>(*this, "an array"); }
 const Object& Json::object() const { return as<Object>(*this, "an object"); }
 
-std::string quoted(std::string_view text, size_t limit) {
-  std::string out = "'";
-  for (char c : text.substr(0, limit)) {
+std::string printable(std::string_view text, size_t limit) {
+  std::string out;
+  for (char c : text.substr(0, limit + 1)) {
     auto code = static_cast<unsigned char>(c);
     char shown[5] = {c};
     if (code < 0x20 || code >= 0x7f || c == '\'' || c == '\\') std::snprintf(shown, sizeof shown, "\\x%02x", code);
     out += shown;
   }
-  out += '\'';
   if (out.size() > limit) out.replace(limit - 3, out.npos, "...");
   return out;
 }
+
+std::string quoted(std::string_view text, size_t limit) { return "'" + printable(text, limit - 2) + "'"; }
 
 }  // namespace dsv2

@@ -57,7 +57,8 @@ struct JsonLimits {
 // The value, or JsonError. Time and memory stay proportional to ``limits.bytes``.
 Json parse_json(std::string_view data, const JsonLimits& limits);
 
-// For messages: one line of printable ASCII, of at most ``limit`` characters.
+// For messages: one line of printable ASCII, of at most ``limit`` characters; ``quoted`` between quotes.
+std::string printable(std::string_view text, size_t limit = 60);
 std::string quoted(std::string_view text, size_t limit = 60);
 
 }  // namespace dsv2

@@ -10,7 +10,7 @@ namespace dsv2 {
 // Error usage if ``root`` is no directory, integrity if it has no manifest or a damaged one.
 Manifest read_manifest(const std::string& root);
 
-// Every file of ``root`` is what ``manifest`` says and nothing else is there, else Error integrity. No link is followed.
+// Every file of ``root`` is what ``manifest`` says and nothing else is there, else Error integrity. Follows no link.
 void verify_files(const std::string& root, const Manifest& manifest);
 
 // The bytes of one listed file, whose hash is checked on the way; Error integrity.
