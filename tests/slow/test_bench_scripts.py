@@ -57,6 +57,19 @@ def test_decode(figures, tmp_path):
     }
 
 
+def test_cpp_cpu(figures, tmp_path):
+    found = figures(
+        "bench_cpp_cpu", "--engines", "tiny:layers=2", "--prompt", "8", "--context", "16", "--steps", "4",
+        "--rounds", "1", "--repeats", "1", "--scratch", str(tmp_path),
+    )  # fmt: skip
+    (engine,) = found["engines"].values()
+    for runs in engine["runs"].values():
+        (run,) = runs
+        assert len(run["prefill_ms"]) == 1 and len(run["decode_ms"]) == 4 and min(run["decode_ms"]) > 0
+        assert run["checking_seconds"] > 0 and run["memory"]["loaded"]["anon"] >= run["memory"]["before"]["anon"] > 0
+    assert set(engine["summary"]) == set(engine["runs"]) == {"python", "cpp"}
+
+
 def test_kernels_compile(figures):
     found = figures("bench_kernels_compile", "--models", "tiny-lite", "--targets", "h800", "a100", "--rows", "1", "16")
     assert [t["target"] for t in found["targets"]] == ["h800", "a100"] and found["skipped"] == []

@@ -58,6 +58,7 @@ void ContiguousStore::release(const std::vector<int64_t>&, bool empty) {
 // In chunks; a row is in a call only while it has tokens left. So a finished row keeps its logits and cache, and every
 // length a program sees is at least 1.
 void ContiguousStore::append(Phase phase, const Rows& rows, float* logits) {
+  const std::string program = phase == Phase::decode ? "decode" : "prefill";  // extend is a prefill that begins later
   const size_t vocab = static_cast<size_t>(programs_->config.vocab_size);
   std::vector<int64_t> done(rows.counts.size());
   Members order(rows.counts.size());
@@ -88,7 +89,7 @@ void ContiguousStore::append(Phase phase, const Rows& rows, float* logits) {
         for (int64_t i = 0; i < in.width; ++i) in.tokens.push_back(ids[std::min(i, in.lengths[b] - 1)]);
         done[row] += in.lengths[b];
       }
-      std::vector<float> last = call(phase, std::move(in), rows.slots[members[0]]);
+      std::vector<float> last = call(program, std::move(in), rows.slots[members[0]]);
       for (size_t b = 0; b < members.size(); ++b) {
         std::copy_n(last.data() + b * vocab, vocab, logits + members[b] * vocab);
       }
@@ -105,11 +106,10 @@ void ContiguousStore::choose(Phase phase, const Rows& rows, const std::vector<Dr
   }
 }
 
-std::vector<float> ContiguousStore::call(Phase phase, ProgramInputs in, int64_t first) {
+std::vector<float> ContiguousStore::call(const std::string& phase, ProgramInputs in, int64_t first) {
   const ModelConfig& c = programs_->config;
   in.caches = cache_.views(first);
-  // an extend is a prefill that begins later
-  ProgramOutputs out = (phase == Phase::decode ? programs_->decode : programs_->prefill)->run(in);
+  ProgramOutputs out = programs_->phases.at(phase).run(in);
   const int64_t row_stride = in.width * c.cache_dim(), layer_stride = in.batch * row_stride;
   bool finite = all_finite(out.logits.data(), in.batch * c.vocab_size);
   for (int64_t i = 0; i < c.num_hidden_layers * in.batch; ++i) {
@@ -117,8 +117,8 @@ std::vector<float> ContiguousStore::call(Phase phase, ProgramInputs in, int64_t 
   }
   if (!finite) {
     throw Error(DSV2_NUMERIC,
-                std::string(phase == Phase::decode ? "decode" : "prefill") + " gave NaN or infinity for slots " +
-                    std::to_string(first) + ".." + std::to_string(first + in.batch - 1) + ".",
+                phase + " gave NaN or infinity for slots " + std::to_string(first) + ".." +
+                    std::to_string(first + in.batch - 1) + ".",
                 "Check the engine with dsv2-compile verify; the weights may overflow its dtype.");
   }
   cache_.store(first, in.past, in.lengths, out.rows.data(), layer_stride, row_stride);

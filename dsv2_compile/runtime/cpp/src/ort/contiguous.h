@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "ort/cache.h"
@@ -21,11 +23,11 @@ inline constexpr int64_t kScoreBytes = 256 << 20;
 int64_t chunk_width(const std::vector<int64_t>& past, const std::vector<int64_t>& left, int64_t context, int64_t heads,
                     int64_t max_seq_len);
 
-// The programs of an engine, which its sessions share.
+// The programs of an engine by phase, which its sessions share.
 struct OrtPrograms {
   ModelConfig config;
   int64_t max_seq_len;
-  std::unique_ptr<Program> prefill, decode;
+  std::map<std::string, Program> phases;
 };
 
 class ContiguousStore : public Store {
@@ -40,7 +42,7 @@ class ContiguousStore : public Store {
 
  private:
   // One program call over consecutive slots first .. -> logits [batch, vocab]; Error numeric for NaN or infinity.
-  std::vector<float> call(Phase phase, ProgramInputs inputs, int64_t first);
+  std::vector<float> call(const std::string& phase, ProgramInputs inputs, int64_t first);
 
   const std::shared_ptr<const OrtPrograms> programs_;
   Cache cache_;

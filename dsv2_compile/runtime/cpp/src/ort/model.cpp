@@ -102,12 +102,12 @@ std::shared_ptr<Loaded> load(const std::string& root, const Manifest& manifest, 
   }
   const OrtLibrary& runtime = library(options);
   int threads = options.threads ? options.threads : processors();
-  auto program = [&](const char* phase) {
-    const ProgramEntry& entry = manifest.programs.at(phase);
-    return std::make_unique<Program>(runtime, root + "/" + entry.file, entry, manifest.model, threads);
-  };
-  auto programs = std::make_shared<OrtPrograms>(
-      OrtPrograms{manifest.model, manifest.max_seq_len, program("prefill"), program("decode")});
+  auto programs = std::make_shared<OrtPrograms>();
+  programs->config = manifest.model;
+  programs->max_seq_len = manifest.max_seq_len;
+  for (const auto& [phase, entry] : manifest.programs) {
+    programs->phases.try_emplace(phase, runtime, root + "/" + entry.file, entry, manifest.model, threads);
+  }
   return std::make_shared<OrtModel>(std::move(programs));
 }
 
