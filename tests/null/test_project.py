@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from dsv2_compile.runtime import Engine
+from tests import toy_engine
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dsv2_compile"
 LINKED = ("passes", "kernels", "autotune")
@@ -129,3 +132,18 @@ def test_an_unpacked_wheel_works_away_from_the_tree(wheel, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
     )
     assert all(f.startswith(str(tmp_path)) for f in out.stdout.split()), out.stdout
+
+
+def test_the_example_serves_an_engine_from_an_unpacked_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as z:
+        z.extractall(tmp_path / "wheel")
+    toy_engine.build(tmp_path / "engine")
+    prompts = ["Once upon a time", "Hello", "two words"]
+    with Engine.load(tmp_path / "engine", threads=1) as engine:
+        made = [c.text for c in engine.generate(prompts, max_new_tokens=64).completions()]
+    out = subprocess.run(
+        [sys.executable, ROOT / "examples" / "generate.py", "engine"],
+        input="\n\n".join(prompts).encode(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "wheel")},
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert out.stdout.decode() == "".join(f"{p}{text}\n" for p, text in zip(prompts, made, strict=True))
