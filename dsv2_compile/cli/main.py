@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dsv2_compile import __version__
-from dsv2_compile.cli import bench, build, doctor, inspect, run, synth, tune, tune_db, tune_report, verify
+from dsv2_compile.cli import bench, build, doctor, inspect, run, serve, synth, tune, tune_db, tune_report, verify
 from dsv2_compile.cli.command import Command, Result
 from dsv2_compile.cli.failures import InternalError, Stopped, stopping_on_signals, translate
 from dsv2_compile.cli.output import Console
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {
         *tune_db.COMMANDS,
         tune_report.COMMAND,
         run.COMMAND,
+        serve.COMMAND,
         verify.COMMAND,
         inspect.COMMAND,
         bench.COMMAND,

@@ -21,7 +21,7 @@ class JsonError(ValueError):
     """One line: what is wrong and where."""
 
 
-def loads(data: bytes, max_bytes: int, max_elements: int = MAX_COMMAS) -> Any:
+def loads(data: bytes, max_bytes: int, max_elements: int = MAX_COMMAS, max_string: int = MAX_STRING) -> Any:
     """The value, or JsonError. Time and memory stay proportional to ``max_bytes``."""
     if len(data) > max_bytes:
         raise JsonError(f"{len(data)} bytes, the limit is {max_bytes}")
@@ -35,7 +35,7 @@ def loads(data: bytes, max_bytes: int, max_elements: int = MAX_COMMAS) -> Any:
             parse_int=_parse_int,
             parse_float=_parse_float,
         )
-        _walk(value, 0)
+        _walk(value, 0, max_string)
     except JsonError:
         raise
     except RecursionError:
@@ -70,19 +70,19 @@ def _parse_float(text: str) -> float:
     return float(text)
 
 
-def _walk(value: Any, depth: int) -> None:
+def _walk(value: Any, depth: int, max_string: int) -> None:
     if depth > MAX_DEPTH:
         raise JsonError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
         for key, item in value.items():
-            _walk(key, depth)
-            _walk(item, depth + 1)
+            _walk(key, depth, max_string)
+            _walk(item, depth + 1, max_string)
     elif isinstance(value, list):
         for item in value:
-            _walk(item, depth + 1)
+            _walk(item, depth + 1, max_string)
     elif isinstance(value, str):
-        if len(value) > MAX_STRING:
-            raise JsonError(f"string of {len(value)} characters, the limit is {MAX_STRING}")
+        if len(value) > max_string:
+            raise JsonError(f"string of {len(value)} characters, the limit is {max_string}")
         # json.loads lets lone surrogates through; printing or storing such a string fails later
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise JsonError("string with a lone surrogate")
