@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.runtime import arguments
@@ -32,8 +32,7 @@ class Request:
     stop: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """The next token of a request, or that it has ended without one: "cancelled", or "failed" with its error.
 
     ``finish`` is set on its last event: "stop" for an end-of-sequence or a stop token, "length" for max_new_tokens or

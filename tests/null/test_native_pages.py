@@ -174,11 +174,20 @@ def test_a_session_gives_tokens_for_draws():
         draws = [Draw(Sampling(1.0), number) for number in (0.25, 0.001)]
         assert session.start([[1] * 9, [2] * 9], [9, 2], draws, [0, 2]).tolist() == [259, 5]
         assert session.step([7, 8], draws[::-1], [2, 0]).tolist() == [12, 267]
-        assert (session.length(0), session.length(2)) == (10, 3)
-        for refused in (lambda: session.step([7, 8], draws[:1], [2, 0]), lambda: session.start([[1]], [1], draws, [2])):
+        assert session.resume([[3, 0], [4, 5]], [1, 2], draws, [2, 0]).tolist() == [264, 27]
+        assert (session.length(0), session.length(2)) == (12, 4)
+        for refused in (
+            lambda: session.step([7, 8], draws[:1], [2, 0]),
+            lambda: session.start([[1]], [1], draws, [2]),
+            lambda: session.resume([[1]], [1], draws, [2]),
+        ):
             with pytest.raises(UsageError, match="draws for"):
                 refused()
-        assert (session.length(0), session.length(2)) == (10, 3)
+        with pytest.raises(UsageError, match="Slot 1 holds no sequence"):
+            session.resume([[1]], [1], draws[:1], [1])
+        with pytest.raises(UsageError, match="the session holds 40"):
+            session.resume([[1] * 29], [29], draws[:1], [0])
+        assert (session.length(0), session.length(2)) == (12, 4)
 
 
 def test_a_session_that_is_closed_gives_its_pages_back():
