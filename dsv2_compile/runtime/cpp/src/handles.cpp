@@ -35,7 +35,7 @@ Handles& Handles::all() {
 uint64_t Handles::add(Entry entry) {
   std::lock_guard lock(mutex_);
   if (entry.parent && !entries_.count(entry.parent)) {
-    throw Error(DSV2_USAGE, "The engine is closed.", "Load it again with dsv2_engine_load.");
+    throw Error(DSV2_USAGE, "The handle that it would belong to is closed.", "Open that again.");
   }
   entries_.emplace(++last_, std::move(entry));
   return last_;

@@ -1,4 +1,4 @@
-// The model of tests/vectors/batch: logits from a hash of the whole sequence. Keeps what it was called with.
+// A session of the model of tests/vectors/batch that keeps what it was called with.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "fake_model.h"
 #include "runtime/batch.h"
 #include "runtime/sampling.h"
 
@@ -71,17 +72,9 @@ class FakeCalls : public Calls {
     if (!sound) throw Error(DSV2_NUMERIC, "The fake gave NaN.", "-");
     for (int64_t b = 0; b < rows.rows; ++b) {
       std::vector<int32_t>& sequence = grown[static_cast<size_t>(b)];
-      next[b] = sample(logits(sequence).data(), vocab_, draws[b]);
+      next[b] = sample(fake_logits(sequence, vocab_).data(), vocab_, draws[b]);
       sequences_[rows.slots[b]] = std::move(sequence);
     }
-  }
-
-  std::vector<float> logits(const std::vector<int32_t>& sequence) const {
-    int64_t hash = 7;
-    for (int32_t token : sequence) hash = (hash * 31 + token + 1) % 1000003;
-    std::vector<float> out;
-    for (int64_t v = 0; v < vocab_; ++v) out.push_back(static_cast<float>((hash + 17 * v * v + 3 * v) % 97) / 8);
-    return out;
   }
 
   int64_t vocab_, max_batch_;

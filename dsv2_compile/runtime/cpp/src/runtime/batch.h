@@ -43,6 +43,7 @@ class Batch {
   Batch(Calls* calls, Limits limits, std::vector<int64_t> eos, Options options);
   ~Batch();
 
+  const Limits& limits() const { return limits_; }
   bool busy() const { return !waiting_.empty() || !live_.empty(); }
   // Queues ``request``; ``number`` stands for it from now on. Refused at once: Error usage for what is wrong in itself,
   // resource for a full queue and for more pages than there are.

@@ -27,6 +27,7 @@ class Scheduler {
   Scheduler(std::shared_ptr<Calls> session, Limits limits, std::vector<int64_t> eos, Options options);
   ~Scheduler();
 
+  const Limits& limits() const { return batch_.limits(); }
   // ``on_token``, which may be empty, is called for every token and, where the request ends without one, once more.
   // Error usage for a bad argument; resource where the queue is full, or the cache could never hold it.
   uint64_t submit(Request request, OnToken on_token);
