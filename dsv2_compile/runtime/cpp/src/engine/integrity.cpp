@@ -114,9 +114,12 @@ void verify_files(const std::string& root, const Manifest& manifest) {
   if (!found.empty()) refuse(root, found);
 }
 
-std::string read_verified(const std::string& root, const Manifest& manifest, const std::string& path) {
+std::string read_verified(const std::string& root, const Manifest& manifest, const std::string& path, int64_t limit) {
   auto entry = manifest.files.find(path);
   if (entry == manifest.files.end()) refuse(root, {path + ": not listed in the manifest"});
+  if (entry->second.bytes > limit) {
+    refuse(root, {path + ": " + std::to_string(entry->second.bytes) + " bytes, the limit is " + std::to_string(limit)});
+  }
   std::string data;
   try {
     data = read_file(root + "/" + path, entry->second.bytes);
