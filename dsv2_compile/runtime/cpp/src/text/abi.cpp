@@ -10,7 +10,6 @@
 #include "dsv2/dsv2_text.h"
 #include "engine/integrity.h"
 #include "handles.h"
-#include "text/refuse.h"
 #include "text/tokenizer.h"
 
 namespace dsv2 {
@@ -30,13 +29,8 @@ struct OpenStream {
 };
 
 std::optional<std::string> read(const std::string& root, const Manifest& manifest, const std::string& file) {
-  const auto entry = manifest.files.find(file);
-  if (entry == manifest.files.end()) return std::nullopt;
-  if (entry->second.bytes > kTokenizerBytes) {
-    malformed(file + " has " + std::to_string(entry->second.bytes) + " bytes, the limit is " +
-              std::to_string(kTokenizerBytes));
-  }
-  return read_verified(root, manifest, file);
+  if (!manifest.files.count(file)) return std::nullopt;
+  return read_verified(root, manifest, file, kTokenizerBytes);
 }
 
 std::shared_ptr<Tokenizer> open_tokenizer(const std::string& root) {

@@ -88,6 +88,7 @@ class Translator {
       group("(?:", depth);
       return true;
     }
+    if (ahead('(')) no("a group of another kind than (?: (?= (?!");
     if (take(U"[")) {
       set();
       return true;

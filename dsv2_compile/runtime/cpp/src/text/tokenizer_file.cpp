@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "base/json.h"
@@ -169,8 +170,8 @@ Ids read_model(const Json& model, int64_t vocab_size, TokenizerFile& out) {
 // ---- What stands round the model -----------------------------------------------------------------------------------
 
 void read_added(const Json& tokens, int64_t vocab_size, Ids& ids, TokenizerFile& out) {
-  auto next = static_cast<int64_t>(ids.size());
-  std::unordered_map<int32_t, bool> seen;
+  auto next = static_cast<int32_t>(ids.size());
+  std::unordered_set<int32_t> seen;
   for (const Json& token : tokens.array()) {
     only(token, "an added token", {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
     const std::string& content = token.at("content").string();
@@ -179,8 +180,9 @@ void read_added(const Json& tokens, int64_t vocab_size, Ids& ids, TokenizerFile&
     }
     const int32_t id = id_of(token.at("id"), vocab_size);
     // The id is that of the vocabulary or else the next one: so the tokenizers library counts, whatever the file says
-    const auto known = ids.find(content);
-    if (content.empty() || id != (known == ids.end() ? next++ : known->second) || !seen.emplace(id, true).second) {
+    const auto [known, is_new] = ids.emplace(content, next);
+    next += is_new;
+    if (content.empty() || id != known->second || !seen.insert(id).second) {
       malformed("the added token " + quoted(content) + " with the id " + std::to_string(id));
     }
     const bool special = token.at("special").boolean();
