@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -50,7 +52,8 @@ class FakeEngine:
         self.closed = 0
 
     def session(self, max_batch: int, max_tokens: int | None) -> FakeSession:
-        return FakeSession(self, max_batch, max_tokens or self.max_seq_len)
+        self.opened = FakeSession(self, max_batch, max_tokens or self.max_seq_len)
+        return self.opened
 
     def hold_once(self, token: object) -> None:
         """A callback: closes the gate with the first token it hears of."""
@@ -135,10 +138,12 @@ def test_sampled_tokens_depend_on_seed_and_stream_and_not_on_company():
          Sampling(float(rng.choice([0, 1, 4])), seed=int(rng.integers(3))), int(rng.integers(3)))
         for _ in range(300)
     ]  # fmt: skip
-    with scheduler(FakeEngine()) as s:
+    fake = FakeEngine()
+    with scheduler(fake, chunk_tokens=8) as s:
         submissions = [s.submit(ids, n, sampling, stream=stream) for ids, n, sampling, stream in cases]
         for case, submission in zip(cases, submissions, strict=True):
             assert list(submission.result().tokens) == alone(*case)
+    assert max(sum(counts) for kind, _, counts, _ in fake.opened.calls if kind != "step") == 8
 
 
 def test_text_streams_and_adds_up_as_in_generate(engine):
@@ -354,6 +359,15 @@ def test_drain_waits_for_all_and_their_callbacks():
         assert sum(t.finish is not None for t in heard) == 8
         assert (s.stats.waiting, s.stats.live) == (0, 0)
     s.drain()
+
+
+def test_what_has_ended_is_forgotten():
+    with scheduler(FakeEngine()) as s:
+        ended = weakref.ref(s.submit([1], 3))
+        s.drain()
+        s.submit([2], 3).result()
+        gc.collect()
+        assert ended() is None
 
 
 def test_close_cancels_the_rest_and_returns_after_the_last_callback():
