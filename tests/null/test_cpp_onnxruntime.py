@@ -34,8 +34,10 @@ def library():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    out = tmp_path_factory.mktemp("engines") / "toy"
-    toy_engine.build(out, model=dataclasses.replace(toy_engine.CONFIG, num_attention_heads=HEADS))
+    """Its token 0 is NaN as well: whatever padding a caller passes, a row is padded with its own tokens."""
+    out, source = tmp_path_factory.mktemp("engines") / "toy", toy_engine.ToySource()
+    source.tensors["emb"][0] = float("nan")
+    toy_engine.build(out, source=source, model=dataclasses.replace(toy_engine.CONFIG, num_attention_heads=HEADS))
     return out
 
 
@@ -110,6 +112,7 @@ def test_random_traffic_gives_the_same_bits(library, request, kind, threads, slo
             continue
         counts = rng.integers(1, rng.choice([2, 5, longest + 1]), len(chosen))
         ids = rng.integers(NAN + 1, config.vocab_size, (len(chosen), counts.max()))
+        ids[np.arange(ids.shape[1])[None] >= counts[:, None]] = rng.choice([-1, 0, NAN])
         if name in ("decode", "step"):
             counts[:] = 1
             both(name, ids[:, 0], *([draws(len(chosen))] if name == "step" else []), chosen)
@@ -161,17 +164,32 @@ def test_nan_is_a_numeric_error_and_sequences_are_as_before(library, toy, where)
     both("decode", [23, 32], [0, 2])
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_settings_reach_onnxruntime(library, tmp_path, threads):
-    recorder, log = tmp_path / "libonnxruntime.so", tmp_path / "log"
-    macros = [f'-DREAL="{WHEEL}"', f'-DLOG="{log}"']
+def _recorder(folder: Path, only: int = -1) -> tuple[Path, Path]:
+    """A library that stands before ONNX Runtime's, and its log."""
+    recorder, log = folder / "libonnxruntime.so", folder / "log"
+    macros = [f'-DREAL="{WHEEL}"', f'-DLOG="{log}"', f"-DONLY={only}"]
     source = Path(cpp_abi.__file__).with_name("ort_recorder.cpp")
     subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", *macros, source, "-o", recorder], check=True)
+    return recorder, log
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_settings_reach_onnxruntime(library, tmp_path, threads):
+    recorder, log = _recorder(tmp_path)
     toy_engine.build(tmp_path / "e", programs=_with_options(**dict.fromkeys(ort.OPTIONS, "1")))
     with library.load(tmp_path / "e", threads=threads, onnxruntime=str(recorder)) as engine, engine.session() as s:
         assert np.isfinite(s.prefill([[20]], [1])).all()
     settings = [f"intra {threads or len(os.sched_getaffinity(0))}", "inter 1", "severity 4"]
     assert log.read_text().splitlines() == [*settings, *(f"{name} 1" for name in sorted(ort.OPTIONS)), *settings]
+
+
+@pytest.mark.parametrize("written", [0, 1], ids=["logits", "rows"])
+def test_an_output_that_a_program_does_not_write_is_seen(library, toy, tmp_path, written):
+    recorder, _ = _recorder(tmp_path, only=written)
+    with library.load(toy, threads=1, onnxruntime=str(recorder)) as engine, engine.session() as session:
+        with pytest.raises(AbiError) as e:
+            session.prefill([[20]], [1])
+        assert e.value.code == NUMERIC
 
 
 def test_the_environment_names_the_library(library, toy, monkeypatch):
