@@ -1,5 +1,5 @@
 // A stand-in for libcuda.so.1 that records what it is asked for and computes nothing: no kernel runs, no memory is
-// held, and whatever is copied back is zeros, so that no test can take it for a result.
+// held, and whatever is copied back is one byte again and again, so that no test can take it for a result.
 //
 // One line per call goes to the file $DSV2_STUB_LOG, if that is set; numbers in decimal:
 //   alloc ADDRESS BYTES | free ADDRESS | pinned BYTES | function SYMBOL | shared SYMBOL BYTES
@@ -10,6 +10,7 @@
 // HASH: FNV-1a, 64 bits, of the bytes. The GPU that it pretends to have:
 //   $DSV2_STUB_CAPABILITY (9.0), _FREE bytes (2**40), _VERSION of CUDA (13000), _DEVICES (1)
 //   $DSV2_STUB_FAIL "cuMemAlloc_v2 3 2": the third call of that function gives error 2, "cuMemAlloc_v2 0 2": all do
+//   $DSV2_STUB_READS (0): the byte that is copied back
 //   $DSV2_STUB_PARAMETERS: how many parameters each kernel has more than its cubin says
 #include <elf.h>
 
@@ -283,7 +284,7 @@ STUB(cuMemcpyDtoHAsync_v2, void* to, CuAddress from, size_t nbytes, CuStream) {
   if (!inside(from, nbytes)) return kInvalidValue;
   note("copy_out %llu %zu", from, nbytes);
   copied();
-  std::memset(to, 0, nbytes);
+  std::memset(to, static_cast<int>(number("READS", "0")), nbytes);
   return 0;
 }
 
