@@ -4,6 +4,7 @@ cannot run an engine is told. That a GPU then computes the same is not shown her
 from __future__ import annotations
 
 import shutil
+import subprocess
 import threading
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from tests.cpp_abi import INCOMPATIBLE, INTEGRITY, INTERNAL, NUMERIC, RESOURCE, 
 from tests.cpp_native import MAX_BATCH, MAX_SEQ, ZeroDriver, relative
 from tests.cubin_files import cubin, elf
 
+UNITS = ("unit_plan", "unit_native")
 PAGES = MAX_BATCH * MAX_SEQ // 16
 
 
@@ -66,6 +68,12 @@ def by_cpp(library, log, path, calls, **options):
         found = [getattr(session, name)(*arguments) for name, arguments in calls]
         pages = engine.info.pages_free
     return log.read_text().splitlines(), found, pages
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_parts(unit):
+    done = subprocess.run([cpp_build.program(unit)], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("seed, options", [(1, {}), (2, {"cache_tokens": MAX_BATCH * MAX_SEQ})])

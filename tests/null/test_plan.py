@@ -179,6 +179,13 @@ MALFORMED = {
     "a list": b"[]",
     "another key": edited(lambda d: d.update(more=1)),
     "a key missing": edited(lambda d: d.pop("page")),
+    "no schema of a plan": edited(lambda d: d.update(schema="plan")),
+    "kernels an object": edited(lambda d: d.update(kernels={})),
+    "argument types a string": edited(lambda d: d["kernels"][0].update(args="")),
+    "arguments an object": edited(lambda d: d["programs"]["decode"]["launches"][0].__setitem__(2, {"rows": 1})),
+    "grid an object": edited(
+        lambda d: d["programs"]["decode"]["launches"][0].__setitem__(1, {"rows": 1, "batch": 1, "slots": 1})
+    ),
     "page a string": edited(lambda d: d.update(page="64")),
     "page true": edited(lambda d: d.update(page=True)),
     "kernel key missing": edited(lambda d: d["kernels"][0].pop("warps")),

@@ -1,138 +1,32 @@
-// A stand-in for libcuda.so.1 that records what it is asked for and computes nothing: no kernel runs, no memory is
-// held, and whatever is copied back is one byte again and again, so that no test can take it for a result.
-//
-// One line per call goes to the file $DSV2_STUB_LOG, if that is set; numbers in decimal:
-//   alloc ADDRESS BYTES | free ADDRESS | pinned BYTES | function SYMBOL | shared SYMBOL BYTES
-//   copy_in ADDRESS BYTES HASH | copy_out ADDRESS BYTES | fill ADDRESS VALUE BYTES
-//   launch SYMBOL GRID_X GRID_Y GRID_Z THREADS SHARED WORDS... | capture | graph NUMBER | replay NUMBER
-//   discard NUMBER | wait
-//   fault TEXT: what no driver would put up with
-// HASH: FNV-1a, 64 bits, of the bytes. The GPU that it pretends to have:
-//   $DSV2_STUB_CAPABILITY (9.0), _FREE bytes (2**40), _VERSION of CUDA (13000), _DEVICES (1)
-//   $DSV2_STUB_FAIL "cuMemAlloc_v2 3 2": the third call of that function gives error 2, "cuMemAlloc_v2 0 2": all do
-//   $DSV2_STUB_READS (0): the byte that is copied back
-//   $DSV2_STUB_PARAMETERS: how many parameters each kernel has more than its cubin says
+// The functions of the stand-in for libcuda.so.1: see recorder.h.
 #include <elf.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <mutex>
-#include <string>
-#include <vector>
 
 #include "native/cubin.h"
-#include "native/cuda_api.h"
-
-struct dsv2::CuContextOpaque {};
-struct dsv2::CuStreamOpaque {};
-struct dsv2::CuGraphOpaque {
-  int number;
-};
-struct dsv2::CuGraphExecOpaque {
-  int number;
-};
-struct dsv2::CuFunctionOpaque {
-  std::string symbol;
-  std::vector<int64_t> parameters;
-};
-struct dsv2::CuModuleOpaque {
-  std::string image;
-  std::deque<CuFunctionOpaque> functions;
-};
-
-namespace {
+#include "stub/recorder.h"
 
 using namespace dsv2;
+
+namespace {
 
 constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500;
 constexpr size_t kTotal = size_t{1} << 41;
 
-const char* setting(const char* name, const char* otherwise) {
-  const char* found = std::getenv((std::string("DSV2_STUB_") + name).c_str());
-  return found ? found : otherwise;
-}
-
-int64_t number(const char* name, const char* otherwise) { return std::atoll(setting(name, otherwise)); }
-
-uint64_t hash(const void* data, size_t count) {
-  uint64_t out = 0xcbf29ce484222325;
-  for (size_t i = 0; i < count; ++i) out = (out ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
-  return out;
-}
-
-// A copy whose source must not change before the stream is waited for.
-struct Copy {
-  const void* from;
-  size_t nbytes;
-  uint64_t hash;
-};
-
-struct State {
-  std::mutex mutex;
-  FILE* log = *setting("LOG", "") ? std::fopen(setting("LOG", ""), "w") : nullptr;
-  std::map<std::string, int> calls;
-  std::map<CuAddress, size_t> blocks;
-  std::map<void*, size_t> host;
-  std::vector<Copy> copies;
-  CuAddress next = 0x7f0000000000;
-  int graphs = 0;
-  CuContextOpaque context;
-  CuStreamOpaque stream;
-};
-
-State& state() {
-  static State* all = new State;
-  return *all;
-}
-
 thread_local int contexts = 0;  // current ones of this thread
 
-template <typename... Values>
-void note(const char* format, Values... values) {
-  if (!state().log) return;
-  std::fprintf(state().log, format, values...);
-  std::fputc('\n', state().log);
-  std::fflush(state().log);
-}
-
-// The error that a test wants of this call; 0: none.
-CuResult wanted(const std::string& function) {
-  static const std::string plan = setting("FAIL", "");
-  if (plan.empty()) return 0;
-  int count = ++state().calls[function];
-  char name[80];
-  int nth, code;
-  if (std::sscanf(plan.c_str(), "%79s %d %d", name, &nth, &code) != 3 || function != name) return 0;
-  return nth == 0 || nth == count ? code : 0;
-}
-
-bool inside(CuAddress address, size_t nbytes) {
-  auto block = state().blocks.upper_bound(address);
-  if (block == state().blocks.begin()) return false;
-  --block;
-  return address - block->first <= block->second && nbytes <= block->second - (address - block->first);
-}
-
-// The copies so far have been made.
-void copied() {
-  for (const Copy& copy : state().copies) {
-    if (hash(copy.from, copy.nbytes) != copy.hash) note("fault %zu bytes changed before they were copied", copy.nbytes);
-  }
-  state().copies.clear();
-}
+Recorder& recorder() { return Recorder::instance(); }
 
 }  // namespace
 
 #define STUB(name, ...)                                                                        \
   extern "C" __attribute__((visibility("default"))) CuResult name(__VA_ARGS__);                \
   extern "C" CuResult name(__VA_ARGS__)
-#define BEGIN(name)                                     \
-  std::lock_guard lock(state().mutex);                  \
-  if (CuResult code = wanted(name)) return code
+#define BEGIN(name)                       \
+  std::lock_guard lock(recorder().mutex); \
+  if (CuResult code = recorder().wanted(name)) return code
 #define BEGIN_IN_CONTEXT(name) \
   BEGIN(name);                 \
   if (!contexts) return kInvalidContext
@@ -192,7 +86,7 @@ STUB(cuDeviceGetAttribute, int* value, int attribute, CuDevice) {
 
 STUB(cuDevicePrimaryCtxRetain, CuContext* context, CuDevice) {
   BEGIN("cuDevicePrimaryCtxRetain");
-  *context = &state().context;
+  *context = &recorder().context;
   return 0;
 }
 
@@ -210,13 +104,13 @@ STUB(cuCtxPushCurrent_v2, CuContext) {
 STUB(cuCtxPopCurrent_v2, CuContext* context) {
   BEGIN_IN_CONTEXT("cuCtxPopCurrent_v2");
   --contexts;
-  *context = &state().context;
+  *context = &recorder().context;
   return 0;
 }
 
 STUB(cuStreamCreate, CuStream* stream, unsigned) {
   BEGIN_IN_CONTEXT("cuStreamCreate");
-  *stream = &state().stream;
+  *stream = &recorder().stream;
   return 0;
 }
 
@@ -227,8 +121,8 @@ STUB(cuStreamDestroy_v2, CuStream) {
 
 STUB(cuStreamSynchronize, CuStream) {
   BEGIN_IN_CONTEXT("cuStreamSynchronize");
-  copied();
-  note("wait");
+  recorder().copied();
+  recorder().note("wait");
   return 0;
 }
 
@@ -242,24 +136,24 @@ STUB(cuMemGetInfo_v2, size_t* free, size_t* total) {
 STUB(cuMemAlloc_v2, CuAddress* address, size_t nbytes) {
   BEGIN_IN_CONTEXT("cuMemAlloc_v2");
   if (!nbytes) return kInvalidValue;
-  *address = state().next;
-  state().blocks[*address] = nbytes;
-  state().next += (nbytes + 511) / 256 * 256;  // a multiple of 256 and, often, of no more
-  note("alloc %llu %zu", *address, nbytes);
+  *address = recorder().next;
+  recorder().blocks[*address] = nbytes;
+  recorder().next += (nbytes + 511) / 256 * 256;  // a multiple of 256 and, often, of no more
+  recorder().note("alloc %llu %zu", *address, nbytes);
   return 0;
 }
 
 STUB(cuMemFree_v2, CuAddress address) {
   BEGIN_IN_CONTEXT("cuMemFree_v2");
-  note("free %llu", address);
-  return state().blocks.erase(address) ? 0 : kInvalidValue;
+  recorder().note("free %llu", address);
+  return recorder().blocks.erase(address) ? 0 : kInvalidValue;
 }
 
 STUB(cuMemAllocHost_v2, void** address, size_t nbytes) {
   BEGIN_IN_CONTEXT("cuMemAllocHost_v2");
   *address = std::malloc(nbytes);
-  if (state().log) std::memset(*address, 0xaa, nbytes);
-  note("pinned %zu", nbytes);
+  if (recorder().logging()) std::memset(*address, 0xaa, nbytes);
+  recorder().note("pinned %zu", nbytes);
   return 0;
 }
 
@@ -271,27 +165,24 @@ STUB(cuMemFreeHost, void* address) {
 
 STUB(cuMemcpyHtoDAsync_v2, CuAddress to, const void* from, size_t nbytes, CuStream) {
   BEGIN_IN_CONTEXT("cuMemcpyHtoDAsync_v2");
-  if (!inside(to, nbytes)) return kInvalidValue;
-  if (state().log) {
-    state().copies.push_back({from, nbytes, hash(from, nbytes)});
-    note("copy_in %llu %zu %llu", to, nbytes, static_cast<unsigned long long>(state().copies.back().hash));
-  }
+  if (!recorder().holds(to, nbytes)) return kInvalidValue;
+  recorder().copy_in(to, from, nbytes);
   return 0;
 }
 
 STUB(cuMemcpyDtoHAsync_v2, void* to, CuAddress from, size_t nbytes, CuStream) {
   BEGIN_IN_CONTEXT("cuMemcpyDtoHAsync_v2");
-  if (!inside(from, nbytes)) return kInvalidValue;
-  note("copy_out %llu %zu", from, nbytes);
-  copied();
+  if (!recorder().holds(from, nbytes)) return kInvalidValue;
+  recorder().note("copy_out %llu %zu", from, nbytes);
+  recorder().copied();
   std::memset(to, static_cast<int>(number("READS", "0")), nbytes);
   return 0;
 }
 
 STUB(cuMemsetD8Async, CuAddress address, unsigned char value, size_t nbytes, CuStream) {
   BEGIN_IN_CONTEXT("cuMemsetD8Async");
-  if (!inside(address, nbytes)) return kInvalidValue;
-  note("fill %llu %d %zu", address, int{value}, nbytes);
+  if (!recorder().holds(address, nbytes)) return kInvalidValue;
+  recorder().note("fill %llu %d %zu", address, int{value}, nbytes);
   return 0;
 }
 
@@ -326,14 +217,14 @@ STUB(cuModuleGetFunction, CuFunction* function, CuModule module, const char* nam
   }
   parameters.insert(parameters.end(), static_cast<size_t>(number("PARAMETERS", "0")), 8);
   *function = &module->functions.emplace_back(CuFunctionOpaque{name, parameters});
-  note("function %s", name);
+  recorder().note("function %s", name);
   return 0;
 }
 
 STUB(cuFuncSetAttribute, CuFunction function, int attribute, int value) {
   BEGIN_IN_CONTEXT("cuFuncSetAttribute");
   if (attribute != kCuMaxDynamicShared) return kInvalidValue;
-  note("shared %s %d", function->symbol.c_str(), value);
+  recorder().note("shared %s %d", function->symbol.c_str(), value);
   return 0;
 }
 
@@ -349,7 +240,7 @@ STUB(cuLaunchKernel, CuFunction function, unsigned grid_x, unsigned grid_y, unsi
      unsigned block_y, unsigned block_z, unsigned shared, CuStream, void** parameters, void**) {
   BEGIN_IN_CONTEXT("cuLaunchKernel");
   if (!grid_x || !grid_y || !grid_z || block_y != 1 || block_z != 1) return kInvalidValue;
-  if (!state().log) return 0;
+  if (!recorder().logging()) return 0;
   std::string words;
   for (size_t i = 0; i < function->parameters.size(); ++i) {
     int32_t scalar;
@@ -358,26 +249,26 @@ STUB(cuLaunchKernel, CuFunction function, unsigned grid_x, unsigned grid_y, unsi
     std::memcpy(wide ? static_cast<void*>(&address) : &scalar, parameters[i], wide ? 8 : 4);
     words += " " + (wide ? std::to_string(address) : std::to_string(scalar));
   }
-  note("launch %s %u %u %u %u %u%s", function->symbol.c_str(), grid_x, grid_y, grid_z, block_x, shared, words.c_str());
+  recorder().note("launch %s %u %u %u %u %u%s", function->symbol.c_str(), grid_x, grid_y, grid_z, block_x, shared, words.c_str());
   return 0;
 }
 
 STUB(cuStreamBeginCapture_v2, CuStream, int) {
   BEGIN_IN_CONTEXT("cuStreamBeginCapture_v2");
-  note("capture");
+  recorder().note("capture");
   return 0;
 }
 
 STUB(cuStreamEndCapture, CuStream, CuGraph* graph) {
   BEGIN_IN_CONTEXT("cuStreamEndCapture");
-  *graph = new CuGraphOpaque{state().graphs++};
+  *graph = new CuGraphOpaque{recorder().graphs++};
   return 0;
 }
 
 STUB(cuGraphInstantiateWithFlags, CuGraphExec* made, CuGraph graph, unsigned long long) {
   BEGIN_IN_CONTEXT("cuGraphInstantiateWithFlags");
   *made = new CuGraphExecOpaque{graph->number};
-  note("graph %d", graph->number);
+  recorder().note("graph %d", graph->number);
   return 0;
 }
 
@@ -389,13 +280,13 @@ STUB(cuGraphDestroy, CuGraph graph) {
 
 STUB(cuGraphExecDestroy, CuGraphExec graph) {
   BEGIN_IN_CONTEXT("cuGraphExecDestroy");
-  note("discard %d", graph->number);
+  recorder().note("discard %d", graph->number);
   delete graph;
   return 0;
 }
 
 STUB(cuGraphLaunch, CuGraphExec graph, CuStream) {
   BEGIN_IN_CONTEXT("cuGraphLaunch");
-  note("replay %d", graph->number);
+  recorder().note("replay %d", graph->number);
   return 0;
 }
