@@ -14,7 +14,7 @@ _SEND_BUFFER = 64 << 10
 def bound(host: str, port: int, client_timeout: float) -> socket.socket:
     """A socket at ``host``:``port`` that does not listen yet. UsageError if there can be none.
 
-    The system drops clients that acknowledge or take nothing for ``client_timeout`` seconds.
+    The system ends connections on which a client takes nothing of what is there for it for ``client_timeout`` seconds.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -22,8 +22,7 @@ def bound(host: str, port: int, client_timeout: float) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(client_timeout * 1000))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(client_timeout * 1000))
             listener.bind(address)
         except OSError:
             listener.close()

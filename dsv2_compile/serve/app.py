@@ -15,10 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsv2_compile.serve import body, metrics
 from dsv2_compile.serve.errors import ApiError, internal, shutting_down
+from dsv2_compile.serve.exchange import LEFT, Exchange
 from dsv2_compile.serve.reply import Reply
 from dsv2_compile.serve.service import Service
 
@@ -29,8 +30,6 @@ COMPLETIONS, CHAT, MODELS, HEALTH, METRICS = (
     "/health",
     "/metrics",
 )
-_LEFT = 499
-"""Counted for a client that went before its response began; nginx's number."""
 
 _log = logging.getLogger("dsv2_compile.serve")
 
@@ -90,18 +89,22 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-async def _told(request: Request, e: ApiError) -> Response:
+def _response(e: ApiError) -> Response:
     return JSONResponse(e.body(), e.status, e.headers)
+
+
+async def _told(request: Request, e: ApiError) -> Response:
+    return _response(e)
 
 
 async def _told_by_starlette(request: Request, e: HTTPException) -> Response:
     """404 and 405."""
-    error = ApiError(e.status_code, f"{request.method} {request.url.path[:200]}: {e.detail}.")
-    return JSONResponse(error.body(), e.status_code, e.headers)
+    message = f"{request.method} {request.url.path[:200]}: {e.detail}."
+    return _response(ApiError(e.status_code, message, headers=dict(e.headers or {})))
 
 
 async def _nobody(request: Request, e: ClientDisconnect) -> Response:
-    return Response(status_code=_LEFT)
+    return Response(status_code=LEFT)
 
 
 class _Guard:
@@ -113,30 +116,21 @@ class _Guard:
         self._expected = None if key is None else f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = _LEFT
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        exchange = Exchange(receive, send)
         path = _label(scope["path"])
         works = path in (COMPLETIONS, CHAT)
         self._service.active += works
         try:
             error = self._refusal(scope)
-            if error is None:
-                await self._inner(scope, receive, counted)
-            else:
-                await JSONResponse(error.body(), error.status, error.headers)(scope, receive, counted)
+            answer = self._inner if error is None else _response(error)
+            await answer(scope, exchange.receive, exchange.send)
         except Exception:
             _log.exception("%s %s", scope["method"], scope["path"])
-            if status == _LEFT:
-                await JSONResponse(internal().body(), 500)(scope, receive, counted)
+            if exchange.status == LEFT:
+                await _response(internal())(scope, exchange.receive, exchange.send)
         finally:
             self._service.active -= works
-            self._service.metrics.responded(path, status)
+            self._service.metrics.responded(path, exchange.status)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if self._expected is None or scope["path"] == HEALTH:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dsv2_compile.serve import answers
 from dsv2_compile.serve.answers import Words
@@ -21,13 +21,10 @@ _HEADERS = [
 
 
 class Reply:
-    """An ASGI application for one request. Its sequences leave the batch when it ends, however it ends.
+    """An ASGI application for one request. Its sequences leave the batch when it ends, however it ends."""
 
-    A client that takes nothing of what was written for ``timeout`` seconds counts as gone.
-    """
-
-    def __init__(self, running: Running, words: Words, count: int, timeout: float) -> None:
-        self._running, self._words, self._count, self._timeout = running, words, count, timeout
+    def __init__(self, running: Running, words: Words, count: int) -> None:
+        self._running, self._words, self._count = running, words, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.create_task(self._watch(receive))
@@ -37,7 +34,7 @@ class Reply:
             else:
                 await self._whole(scope, receive, send)
         except ClientGone:
-            pass  # an answer that is not ended makes the server close the connection
+            pass
         finally:
             watch.cancel()
             self._running.cancel()
@@ -57,21 +54,18 @@ class Reply:
 
     async def _stream(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await self._write(send, self._words.opening(self._count))
+        await send(_piece(self._words.opening(self._count)))
         try:
             async for news in self._running.deltas():
-                await self._write(send, b"".join(map(self._words.chunk, news)))
+                await send(_piece(b"".join(map(self._words.chunk, news))))
         except ApiError as e:  # too late for a status
-            await self._write(send, answers.event(e.body()), last=True)
+            await send(_piece(answers.event(e.body()), last=True))
         else:
-            await self._write(send, self._words.closing(self._usage()), last=True)
-
-    async def _write(self, send: Send, data: bytes, last: bool = False) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await send({"type": "http.response.body", "body": data, "more_body": not last})
-        except TimeoutError:
-            raise ClientGone from None
+            await send(_piece(self._words.closing(self._usage()), last=True))
 
     def _usage(self) -> dict[str, int]:
         return answers.usage(self._running.prompt_tokens, self._running.new_tokens)
+
+
+def _piece(data: bytes, last: bool = False) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": not last}

@@ -62,7 +62,7 @@ class Service:
             running.cancel()
             raise
         words = Words(self.options.name, is_chat, asked.token_ids, asked.include_usage)
-        return Reply(running, words, count, self.options.client_timeout)
+        return Reply(running, words, count)
 
     def _completion(self, body: dict[str, object]) -> tuple[list[list[int]], Asked]:
         prompts, asked = fields.completion(body)
