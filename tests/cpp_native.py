@@ -63,7 +63,7 @@ def build(
     placed = native_plans.write_engine(stage, built, held)
     with EngineWriter(out) as w:
         contents = {FILE: text.to_bytes(built)}
-        contents |= {k.cubin: image(k) for k in built.kernels}
+        contents |= {k.cubin: image(k) for k in built.kernels if ".." not in k.cubin}
         contents |= {p: (stage / p).read_bytes() for p in ("weights/1.bin", "weights/2.bin")}
         for path, data in (contents | (files or {})).items():
             w.add_bytes(path, data)

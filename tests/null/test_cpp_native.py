@@ -11,14 +11,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dsv2_compile.backends.cuda.build_cache import BuildCache
 from dsv2_compile.errors import IncompatibleError
 from dsv2_compile.runtime import Draw, Engine, Sampling
 from dsv2_compile.runtime.native import cuda, cuda_core
 from dsv2_compile.targets import TARGETS
 from tests import cpp_abi, cpp_build, cpp_native
+from tests.compiling import compile_fakes
 from tests.cpp_abi import INCOMPATIBLE, INTEGRITY, INTERNAL, NUMERIC, RESOURCE, AbiError
 from tests.cpp_native import MAX_BATCH, MAX_SEQ, ZeroDriver, relative
 from tests.cubin_files import cubin, elf
+from tests.gpu_fakes import double
 
 UNITS = ("unit_plan", "unit_native")
 PAGES = MAX_BATCH * MAX_SEQ // 16
@@ -245,12 +248,8 @@ def test_without_a_driver(monkeypatch, library, engine_path, tmp_path):
     assert e.value.code == INCOMPATIBLE
 
 
-def outside(plan):
-    return replace(plan, kernels=(replace(plan.kernels[0], cubin="../x.cubin"), *plan.kernels[1:]))
-
-
-def narrow(plan):
-    return replace(plan, pages=3)
+PLAN = cpp_native.plan()
+ELSEWHERE = replace(PLAN, kernels=(replace(PLAN.kernels[0], cubin="../x.cubin"), *PLAN.kernels[1:]))
 
 
 @pytest.mark.parametrize(
@@ -261,6 +260,7 @@ def narrow(plan):
         ({"image": lambda k: elf("other", (8,))}, INTEGRITY, "kernels/0.cubin has no kernel k0."),
         ({"image": lambda k: cubin(k)[:-1]}, INTEGRITY, "kernels/0.cubin is cut short."),
         ({"image": lambda k: elf(k.symbol, (8, 8))}, INCOMPATIBLE, "takes parameters of (8, 8) bytes, the plan has"),
+        ({"built": ELSEWHERE}, INTEGRITY, "The plan names a file that is not one of the engine: '../x.cubin'."),
         ({"files": {"plan.json": b"{}"}}, INTEGRITY, "plan.json is malformed"),
         ({"files": {"plan.json": b'{"schema": "dsv2/plan/9"}'}}, INCOMPATIBLE, "has schema dsv2/plan/9"),
         ({"model": replace(cpp_native.CONFIG, vocab_size=11)}, INCOMPATIBLE, "The plan is of another vocabulary"),
@@ -274,3 +274,16 @@ def test_an_engine_that_is_none(library, gpu, tmp_path, changes, code, cause):
     with pytest.raises(AbiError) as e:
         library.load(tmp_path / "engine")
     assert e.value.code == code and cause in e.value.cause
+
+
+def test_a_compiled_kernel_says_what_it_takes(library, gpu, tmp_path):
+    """Of the compiler's own cubins too the parameters are read, whatever the driver tells."""
+    (found,) = compile_fakes([double()], BuildCache(tmp_path / "cache"))
+    plan = cpp_native.plan()
+    first = replace(plan.kernels[0], symbol="double")
+    built = replace(plan, kernels=(first, *plan.kernels[1:]))
+    gpu()
+    cpp_native.build(tmp_path / "engine", built, lambda k: found.cubin.image if k == first else cubin(k))
+    with pytest.raises(AbiError, match=r"takes parameters of \(8, 8, 4, 8, 8\) bytes, the plan has") as e:
+        library.load(tmp_path / "engine")
+    assert e.value.code == INCOMPATIBLE
