@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,9 @@ from dsv2_compile.checkpoint.noise import DTYPES, blocks
 from dsv2_compile.checkpoint.presets import configure, published_config
 from dsv2_compile.checkpoint.tokenizer import tokenizer_files
 from dsv2_compile.config import ModelConfig
-from dsv2_compile.engine.disk import disk, disk_error, exchange, sync_dir
-from dsv2_compile.errors import ResourceError, UsageError
+from dsv2_compile.engine.disk import disk
+from dsv2_compile.engine.stage import require_room, staged
+from dsv2_compile.errors import UsageError
 from dsv2_compile.model.layout import checkpoint_tensors
 from dsv2_compile.progress import Progress, silent
 
@@ -83,8 +81,9 @@ def synth(request: SynthRequest, progress: Progress = silent) -> SynthReport:
     out = Path(os.path.abspath(request.output))
     _refuse(out, request.force)
     done = 0
-    with _staged(out, request.force) as stage:
-        _refuse_small_disk(stage, total + sum(len(s.header) for s in shards) + sum(map(len, small.values())))
+    with staged(out, request.force, "synth") as stage:
+        need = total + sum(len(s.header) for s in shards) + sum(map(len, small.values()))
+        require_room(stage, need, "Free disk space, or choose a smaller model or an output directory on another disk.")
         progress("tensors, bytes", 0, total)
         for shard in shards:
             for data in _write(stage / shard.file, _contents(shard, config, request)):
@@ -172,57 +171,3 @@ def _refuse(out: Path, force: bool) -> None:
         raise UsageError(
             f"The output {out} exists and is not a checkpoint; it is not replaced.", "Give another output directory."
         )
-
-
-def _refuse_small_disk(stage: Path, need: int) -> None:
-    with disk(stage):
-        free = shutil.disk_usage(stage).free
-    if need > free:
-        raise ResourceError(
-            f"The checkpoint needs {need / 1e9:.2f} GB on {stage.parent}, {free / 1e9:.2f} GB are free.",
-            "Free disk space, or choose a smaller model or an output directory on another disk.",
-        )
-
-
-@contextmanager
-def _staged(out: Path, force: bool) -> Iterator[Path]:
-    """An empty directory that takes the name ``out`` if all goes well, and goes away if not."""
-    stage = out.parent / f".{out.name}.synth"
-    with disk(stage):
-        stage.mkdir(parents=True, exist_ok=True)
-        lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if not _alone(lock, stage):
-            raise UsageError(f"Another synth is writing {out}.", "Wait for it, or give another output directory.")
-        try:
-            for leftover in stage.iterdir():
-                leftover.unlink()
-            yield stage
-            sync_dir(stage)
-            _publish(stage, out, force)
-            sync_dir(out.parent)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def _alone(lock: int, stage: Path) -> bool:
-    """Whether we hold ``stage``: nobody else has it, or had it and moved it away since we opened it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return stage.exists() and os.path.samestat(os.fstat(lock), os.stat(stage))
-
-
-def _publish(stage: Path, out: Path, force: bool) -> None:
-    with disk(out):
-        try:
-            os.rename(stage, out)  # also over an empty directory
-        except OSError as e:
-            if not (force and out.is_dir()):
-                raise disk_error(e, out) from e
-            if not exchange(stage, out):
-                shutil.rmtree(out)
-                os.rename(stage, out)

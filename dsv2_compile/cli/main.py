@@ -10,7 +10,20 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dsv2_compile import __version__
-from dsv2_compile.cli import bench, build, doctor, inspect, run, serve, synth, tune, tune_db, tune_report, verify
+from dsv2_compile.cli import (
+    bench,
+    build,
+    doctor,
+    inspect,
+    package,
+    run,
+    serve,
+    synth,
+    tune,
+    tune_db,
+    tune_report,
+    verify,
+)
 from dsv2_compile.cli.command import Command, Result
 from dsv2_compile.cli.failures import InternalError, Stopped, stopping_on_signals, translate
 from dsv2_compile.cli.output import Console
@@ -25,6 +38,7 @@ COMMANDS: dict[str, Command] = {
         tune_report.COMMAND,
         run.COMMAND,
         serve.COMMAND,
+        package.COMMAND,
         verify.COMMAND,
         inspect.COMMAND,
         bench.COMMAND,

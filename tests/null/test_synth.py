@@ -222,7 +222,7 @@ def test_file_or_link_at_the_output_is_refused(tmp_path):
 
 def test_full_disk_is_known_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(synth_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match="needs"):
         small(tmp_path / "m")
     assert not list(tmp_path.iterdir())
