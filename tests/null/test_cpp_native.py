@@ -23,7 +23,7 @@ from tests.cpp_native import MAX_BATCH, MAX_SEQ, ZeroDriver, relative
 from tests.cubin_files import cubin, elf
 from tests.gpu_fakes import double
 
-UNITS = ("unit_plan", "unit_native")
+UNITS = ("unit_plan", "unit_native", "unit_paged_store")
 PAGES = MAX_BATCH * MAX_SEQ // 16
 
 

@@ -70,6 +70,16 @@ def test_cpp_cpu(figures, tmp_path):
     assert set(engine["summary"]) == set(engine["runs"]) == {"python", "cpp"}
 
 
+def test_runtime_overhead(figures):
+    found = figures(
+        "bench_runtime_overhead", "--preset", "tiny", "--set", '{"num_hidden_layers": 2}', "--batches", "1", "2",
+        "--cached", "70", "--calls", "5", "--rounds", "1",
+    )  # fmt: skip
+    cases = [(c["kind"], c["batch"]) for c in found["cases"]]
+    assert cases == [(kind, batch) for kind in ("step", "decode", "resume") for batch in (1, 2)]
+    assert all(c["launches"] > 20 and min(c[s]["us"]["least"] for s in ("python", "cpp")) > 0 for c in found["cases"])
+
+
 def test_kernels_compile(figures):
     found = figures("bench_kernels_compile", "--models", "tiny-lite", "--targets", "h800", "a100", "--rows", "1", "16")
     assert [t["target"] for t in found["targets"]] == ["h800", "a100"] and found["skipped"] == []
