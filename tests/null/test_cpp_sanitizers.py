@@ -11,7 +11,7 @@ from tests import batch_vectors, cpp_build
 from tests.null.test_cpp_batch import run
 
 ARGUMENTS = {"unit_batch": (batch_vectors.FOLDER,)}
-THREADED = ("unit_session", "unit_scheduler", "unit_abi")
+THREADED = ("unit_session", "unit_scheduler", "unit_abi", "unit_paged_store")
 """Those with more than one thread."""
 
 
