@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 
 from dsv2_compile.checkpoint import noise
-from dsv2_compile.checkpoint import synth as synth_module
 from dsv2_compile.checkpoint.presets import PRESETS
 from dsv2_compile.checkpoint.synth import INDEX, SynthReport, SynthRequest, synth
 from dsv2_compile.errors import ResourceError, UsageError
