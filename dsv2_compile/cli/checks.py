@@ -56,6 +56,9 @@ OPTIONAL = {
     "matplotlib": Package("matplotlib", "3.8", "", "verify --report FILE.png"),
     "cuda-core": Package("cuda.core", "1.2", "2", "running GPU engines"),
     "cuda-bindings": Package("cuda.bindings", "12.9", "14", "running GPU engines"),
+    "jinja2": Package("jinja2", "3.1", "4", "serve"),
+    "starlette": Package("starlette", "1", "2", "serve"),
+    "uvicorn": Package("uvicorn", "0.40", "1", "serve"),
     "tensorrt": Package("tensorrt", "11.4", "12", "TensorRT backend, not part of this version"),
 }
 PYTHON = (3, 11)

@@ -26,7 +26,7 @@ def test_ranges_are_those_of_the_project_file():
 
     assert sorted(wanted(n, p) for n, p in checks.REQUIRED.items()) == sorted(project["dependencies"])
     optional = [wanted(n, p) for n, p in checks.OPTIONAL.items() if n != "matplotlib"]
-    assert set(optional) <= {*extras["cuda"], *extras["tensorrt"]}
+    assert set(optional) <= {*extras["cuda"], *extras["serve"], *extras["tensorrt"]}
     assert project["requires-python"] == f">={checks.PYTHON[0]}.{checks.PYTHON[1]}"
 
 
