@@ -106,6 +106,7 @@ NASTY = (
         "<｜User｜>»<｜User",
         "»<｜User｜>»<｜User.",
         "<｜User｜><｜User｜",
+        "<｜User｜>!<｜User｜!",
         "<eos><bos",
     ),
     *("a" * 3000, "ab" * 700, "é" * 500, "中" * 600, "<" * 100, "AaBb.Cc..d. e", "qQ-q"),
@@ -142,7 +143,8 @@ def trained() -> dict[str, Any]:
     trainer = trainers.BpeTrainer(vocab_size=BOS_ID, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(text, trainer)
     tokenizer.add_special_tokens([AddedToken(BOS, normalized=True), AddedToken(EOS, normalized=True)])
-    tokenizer.add_tokens([AddedToken("<｜User｜>", normalized=False), AddedToken("»<｜User", normalized=True)])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("<｜User｜>", "<｜User｜>!")])
+    tokenizer.add_tokens([AddedToken("»<｜User", normalized=True)])
     made: dict[str, Any] = json.loads(tokenizer.to_str())
     assert tokenizer.token_to_id(BOS) == BOS_ID and len(made["model"]["merges"]) > 4000
     return made

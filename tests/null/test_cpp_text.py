@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dsv2_compile.checkpoint.presets import PRESETS
 from dsv2_compile.checkpoint.tokenizer import BOS, tokenizer_files
 from dsv2_compile.runtime.text import Text, TextStream
-from tests import cpp_text, toy_engine
+from tests import cpp_build, cpp_text, toy_engine
 from tests.cpp_abi import USAGE, AbiError, Library
 from tests.cpp_text import (
     BOS_ID,
@@ -56,13 +56,16 @@ def pairs(library, base, tmp_path_factory) -> Pairs:
     tiny = PRESETS["tiny"]
     synth = {k: json.loads(v) for k, v in tokenizer_files(tiny).items()}
     toy = json.loads(toy_engine.tokenizer_json())
+    few_merges = base["model"] | {"merges": base["model"]["merges"][:1000], "ignore_merges": True}
     old_merges = base["model"] | {"merges": ["#version: 0.2", *map(" ".join, base["model"]["merges"])]}
     roots = {
         "synth": engine(root / "synth", *synth.values(), tiny.vocab_size, tiny.bos_token_id),
         "toy": engine(root / "toy", toy, None, toy_engine.VOCAB, 257),
         "bos asked for": engine(root / "bos", base, {"add_bos_token": True}),
-        "ignore_merges": engine(root / "ignore", base | {"model": old_merges | {"ignore_merges": True}}),
+        "ignore_merges": engine(root / "ignore", base | {"model": few_merges}),
     }
+    for seed in (cpp_build.SOURCE / "tests" / "corpus" / "text").iterdir():
+        roots[f"corpus: {seed.name}"] = engine(root / f"corpus-{seed.name}", seed.read_bytes())
     for name, steps in PRE_TOKENIZERS.items():
         roots[name] = engine(root / name, base | {"pre_tokenizer": steps, "model": old_merges})
     out = {}

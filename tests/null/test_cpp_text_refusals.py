@@ -61,6 +61,7 @@ UNSUPPORTED = (
     ("model.byte_fallback", True, "byte_fallback"),
     ("model.end_of_word_suffix", "</w>", "end_of_word_suffix"),
     ("model.vocab", {"a": 0}, "no token for byte 0"),
+    ("added_tokens.0.content", "é" * 200, "added token of 400"),
     *((f"added_tokens.0.{flag}", True, flag) for flag in ("single_word", "lstrip", "rstrip")),
 )
 MALFORMED = (

@@ -62,6 +62,8 @@ void merges_go_by_rank_then_from_the_left() {
   CHECK(plain.encode("x<s>ab<s") == (Ids{'x', 258, 256, '<', 's'}));
   const Tokenizer turned = tokenizer(file(kByteLevel, R"([["ab", "c"], ["a", "b"]])"));
   CHECK(turned.encode("abc") == (Ids{257}));
+  const Tokenizer out_of_reach = tokenizer(file(kByteLevel, R"(["ab c"])"));  // of merges, which make no "ab"
+  CHECK(out_of_reach.encode("abc") == (Ids{'a', 'b', 'c'}));
   CHECK(plain.encode(std::string(100'000, 'a')).size() == 100'000);
 }
 

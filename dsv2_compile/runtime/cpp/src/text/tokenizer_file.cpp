@@ -15,6 +15,8 @@ namespace dsv2 {
 namespace {
 
 constexpr JsonLimits kLimits{kTokenizerBytes, 8'000'000};
+// Bytes of an added token; all lengths that there are may be tried at every byte of a text.
+constexpr size_t kMaxAdded = 256;
 // How GPT-2 cuts words, which a ByteLevel pre-tokenizer does unless it says otherwise.
 constexpr const char* kWords = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
@@ -178,6 +180,7 @@ void read_added(const Json& tokens, int64_t vocab_size, Ids& ids, TokenizerFile&
     for (const char* key : {"single_word", "lstrip", "rstrip"}) {
       if (token.at(key).boolean()) refuse("the added token " + quoted(content) + " with " + key);
     }
+    if (content.size() > kMaxAdded) refuse("an added token of " + std::to_string(content.size()) + " bytes");
     const int32_t id = id_of(token.at("id"), vocab_size);
     // The id is that of the vocabulary or else the next one: so the tokenizers library counts, whatever the file says
     const auto [known, is_new] = ids.emplace(content, next);
