@@ -1,4 +1,5 @@
-// Sessions of a GPU engine over one executor and one pool of pages, from several threads; a call that fails adds nothing.
+// Sessions of a GPU engine over one executor and one pool of pages, from several threads; a call that fails adds
+// nothing.
 #include <fstream>
 #include <memory>
 #include <string>

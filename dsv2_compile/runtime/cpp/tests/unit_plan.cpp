@@ -65,8 +65,9 @@ void what_is_no_expression_is_refused() {
 
 const std::string kOutputs =
     R"(["logits","fp32","output",0,["batch",10]],["next_tokens","i32","output",0,["batch"]])";
-const std::string kKernel = R"({"kernel":"k","cubin":"k.cubin","symbol":"k","args":["*bf16","i32"],"aligned":[true,false],)"
-                            R"("constants":{},"warps":4,"shared":0,"scratch":0,"scratch_align":1})";
+const std::string kKernel =
+    R"({"kernel":"k","cubin":"k.cubin","symbol":"k","args":["*bf16","i32"],"aligned":[true,false],)"
+    R"("constants":{},"warps":4,"shared":0,"scratch":0,"scratch_align":1})";
 
 std::string program(const std::string& phase, int64_t limit, const std::string& more, const std::string& launches,
                     const std::string& arena = "1024") {

@@ -24,9 +24,9 @@ struct Blocks {
 Blocks reserve(Driver& driver, const Needs& needs);
 void give_back(Driver& driver, const Blocks& blocks);
 
-// Copies every placement to its offset from address ``base``, in pieces that fit the pinned ``staging``. Error integrity
-// for a file that cannot be read or ends too early: read and not mapped, since a mapped file that someone cuts short
-// ends the process.
+// Copies every placement to its offset from address ``base``, in pieces that fit the pinned ``staging``. Error
+// integrity for a file that cannot be read or ends too early: read and not mapped, since a mapped file that someone
+// cuts short ends the process.
 void upload(Driver& driver, const std::string& root, const std::vector<WeightRead>& reads, CuAddress base,
             char* staging, int64_t staging_bytes);
 

@@ -76,7 +76,8 @@ void PagedStore::add(Phase phase, const Rows& rows, const std::vector<Draw>& dra
     if (!all_sound(out, rows.count() * width)) {
       std::string slots;
       for (int64_t slot : rows.slots) slots += (slots.empty() ? "" : ", ") + std::to_string(slot);
-      throw Error(DSV2_NUMERIC, std::string(phase == Phase::decode ? "decode" : "prefill") + " gave NaN or infinity for slots [" + slots + "].",
+      const std::string kind = phase == Phase::decode ? "decode" : "prefill";
+      throw Error(DSV2_NUMERIC, kind + " gave NaN or infinity for slots [" + slots + "].",
                   "Check the engine with dsv2-compile verify; the weights may overflow its dtype.");
     }
   } catch (...) {

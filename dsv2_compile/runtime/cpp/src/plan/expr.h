@@ -22,7 +22,12 @@ struct Sizes {
   int64_t rows, batch, context, slots;
 
   int64_t operator[](Symbol symbol) const {
-    return symbol == Symbol::rows ? rows : symbol == Symbol::batch ? batch : symbol == Symbol::context ? context : slots;
+    switch (symbol) {
+      case Symbol::rows: return rows;
+      case Symbol::batch: return batch;
+      case Symbol::context: return context;
+      default: return slots;
+    }
   }
 };
 

@@ -83,8 +83,8 @@ struct PlanProgram {
   Sizes limits(int64_t slots) const { return {rows, batch, context, slots}; }
 };
 
-// ``capability``: the architecture that the cubins are for (sm_90). ``page``: positions of a cache page; ``pages``: most
-// pages of a sequence, the width of a page table. Of the programs, the smallest of a phase is first.
+// ``capability``: the architecture that the cubins are for (sm_90). ``page``: positions of a cache page; ``pages``:
+// most pages of a sequence, the width of a page table. Of the programs, the smallest of a phase is first.
 struct Plan {
   std::string target, capability, dtype;
   int64_t page, pages;

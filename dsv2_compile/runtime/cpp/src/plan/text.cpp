@@ -117,7 +117,8 @@ PlanProgram program(const std::string& name, const Json& json) {
 
 Plan plan(const Json& json) {
   require_keys(json, {"schema", "target", "capability", "dtype", "page", "pages", "kernels", "programs"});
-  if (json.at("schema").string() != kPlanSchema) throw JsonError("unknown schema " + quoted(json.at("schema").string()));
+  const std::string& schema = json.at("schema").string();
+  if (schema != kPlanSchema) throw JsonError("unknown schema " + quoted(schema));
   Plan out{json.at("target").string(), json.at("capability").string(), json.at("dtype").string(),
            json.at("page").integer(), json.at("pages").integer(), {}, {}};
   for (const Json& item : json.at("kernels").array()) out.kernels.push_back(kernel(item));

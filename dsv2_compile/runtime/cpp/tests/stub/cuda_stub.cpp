@@ -249,7 +249,8 @@ STUB(cuLaunchKernel, CuFunction function, unsigned grid_x, unsigned grid_y, unsi
     std::memcpy(wide ? static_cast<void*>(&address) : &scalar, parameters[i], wide ? 8 : 4);
     words += " " + (wide ? std::to_string(address) : std::to_string(scalar));
   }
-  recorder().note("launch %s %u %u %u %u %u%s", function->symbol.c_str(), grid_x, grid_y, grid_z, block_x, shared, words.c_str());
+  recorder().note("launch %s %u %u %u %u %u%s", function->symbol.c_str(), grid_x, grid_y, grid_z, block_x, shared,
+                  words.c_str());
   return 0;
 }
 
