@@ -30,7 +30,7 @@ def built(sanitize: str = "", *options: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kind = "RelWithDebInfo" if sanitize else "Release"
         made = ["-DDSV2_TESTS=ON", f"-DDSV2_SANITIZE={sanitize}", f"-DCMAKE_BUILD_TYPE={kind}", *options]
-        _run("cmake", "-S", str(SOURCE), "-B", str(folder), *made)
+        _run("cmake", "-S", str(SOURCE), "-B", str(folder), "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *made)
         _run("cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0))))
     return folder
 

@@ -92,12 +92,28 @@ def test_a_damaged_engine(example: Path, engine: Path, tmp_path: Path) -> None:
     assert "decode.onnx" in done.stderr
 
 
+@pytest.mark.parametrize(("language", "compiler"), [("cpp", ("c++", *STRICT)), ("c", ("cc", "-std=c99", *STRICT[1:]))])
+def test_the_programs_of_the_readme(
+    prefix: Path, engine: Path, tmp_path: Path, language: str, compiler: tuple[str, ...]
+) -> None:
+    readme = (cpp_build.SOURCE / "README.md").read_text()
+    source, program = tmp_path / f"readme.{language}", tmp_path / "readme"
+    source.write_text(readme.split(f"```{language}\n")[1].split("```")[0])
+    _run(*compiler, str(source), *_place(prefix), "-o", str(program))
+    done = subprocess.run([program, engine], capture_output=True, text=True, env=_environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    with Engine.load(engine) as loaded:
+        made = loaded.generate([[17, 4, 256], [9]] if language == "cpp" else [[17, 4, 256]], 32).completions()
+    printed = [line.split(": ") for line in done.stdout.splitlines()]
+    assert [[int(t[-1]) for t in printed if t[:-1] in ([], [str(i)])] for i in range(len(made))] == [
+        list(c.tokens) for c in made
+    ]
+
+
 @pytest.mark.parametrize("flags", [(), ("-fno-exceptions", "-fno-rtti")])
 def test_the_headers(prefix: Path, engine: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    (folder,) = prefix.glob("lib*")
     program, source = tmp_path / "installed", cpp_build.SOURCE / "tests" / "installed.cpp"
-    place = (f"-I{prefix}/include", f"-L{folder}", f"-Wl,-rpath,{folder}")
-    _run("c++", *STRICT, *flags, str(source), *place, "-ldsv2", "-o", str(program))
+    _run("c++", *STRICT, *flags, str(source), *_place(prefix), "-o", str(program))
     done = subprocess.run([program, engine], capture_output=True, text=True, env=_environment())
     assert (done.returncode, done.stderr) == (0, "")
     misused = subprocess.run([program, engine, "misuse"], capture_output=True, text=True, env=_environment())
@@ -139,6 +155,12 @@ def test_components(prefix: Path, tmp_path: Path, component: str, found: bool) -
 def _example(example: Path, engine: Path, *flags: str, given: str) -> subprocess.CompletedProcess[str]:
     command = [str(example), str(engine), *flags]
     return subprocess.run(command, input=given, capture_output=True, text=True, env=_environment(), timeout=60)
+
+
+def _place(prefix: Path) -> tuple[str, ...]:
+    """What a compiler needs to find the library, without CMake."""
+    (folder,) = prefix.glob("lib*")
+    return f"-I{prefix}/include", f"-L{folder}", f"-Wl,-rpath,{folder}", "-ldsv2"
 
 
 def _environment() -> dict[str, str]:

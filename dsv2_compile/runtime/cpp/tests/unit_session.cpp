@@ -156,7 +156,7 @@ void check_restore() {
         "lengths[0] is 5, rows has 4 columns.");
   cached[5] = std::numeric_limits<float>::infinity();
   CHECK(cause([&] { d.session->restore(cached.data(), 2, 4, lengths.data(), slots.data()); }) ==
-        "Cached rows are [2, 2, 4, 3] and not finite.");
+        "Cached rows are [2, 2, 4, 3] or not finite, expected [2, batch, positions, 3].");
   CHECK(d.session->length(1) == 4);
   cached[5] = 0;
   cached[4 * kWidth] = -1;  // the second row finds no room: both are free
@@ -170,7 +170,9 @@ void check_limits() {
   CHECK(cause([&] { engine->session(5, 0); }) == "max_batch is 5, this engine takes 1..4.");
   CHECK(cause([&] { engine->session(-1, 0); }) == "max_batch is -1, this engine takes 1..4.");
   CHECK(cause([&] { engine->session(1, 33); }) == "max_tokens is 33, this engine takes 1..32.");
-  CHECK(engine->session(0, 0)->max_batch() == kMaxBatch);
+  CHECK(cause([&] { engine->session(0, 0); }) == "max_batch is 0, this engine takes 1..4.");
+  CHECK(engine->session(kMaxBatch, 0)->max_batch() == kMaxBatch);
+  CHECK(engine->scheduler(0, 0, {})->stats().max_batch == kMaxBatch);
 }
 
 void check_close() {

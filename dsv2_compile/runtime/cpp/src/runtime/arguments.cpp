@@ -93,8 +93,9 @@ void require_cached_rows(const float* cached, int64_t rows, int64_t positions, c
   bool finite = !__builtin_mul_overflow(layers * width, rows * positions, &count);
   if (finite) finite = std::all_of(cached, cached + count, [](float value) { return std::isfinite(value); });
   if (!finite) {
-    refuse("Cached rows are [" + str(layers) + ", " + str(rows) + ", " + str(positions) + ", " + str(width) +
-               "] and not finite.",
+    const std::string first = "[" + str(layers) + ", ", last = ", " + str(width) + "]";
+    refuse("Cached rows are " + first + str(rows) + ", " + str(positions) + last + " or not finite, expected " + first +
+               "batch, positions" + last + ".",
            "Pass for every layer the rows of each sequence: the normalised latent, then the rotated key.");
   }
 }

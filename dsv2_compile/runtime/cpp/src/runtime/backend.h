@@ -29,8 +29,8 @@ class Loaded {
   virtual Pages pages() const { return {}; }
 };
 
-// A backend's two functions. ``require_compatible`` throws Error incompatible unless this process can run the engine and
-// answers at once, before any large file is read; ``load`` gets an engine whose files have been checked.
+// A backend's two functions. ``require_compatible`` throws Error incompatible unless this process can run the engine
+// and answers at once, before any large file is read; ``load`` gets an engine whose files have been checked.
 struct Backend {
   void (*require_compatible)(const std::string& root, const Manifest& manifest, const LoadOptions& options);
   std::shared_ptr<Loaded> (*load)(const std::string& root, const Manifest& manifest, const LoadOptions& options);

@@ -51,11 +51,10 @@ Pages Engine::pages() const { return require_open()->pages(); }
 
 std::shared_ptr<Session> Engine::session(int64_t max_batch, int64_t max_tokens) {
   std::shared_ptr<Loaded> loaded = require_open();
-  const int64_t slots = max_batch ? max_batch : manifest_.max_batch_size;
   const int64_t positions = max_tokens ? max_tokens : manifest_.max_seq_len;
-  require_limit("max_batch", slots, manifest_.max_batch_size);
+  require_limit("max_batch", max_batch, manifest_.max_batch_size);
   require_limit("max_tokens", positions, manifest_.max_seq_len);
-  auto session = std::make_shared<Session>(manifest_.model, slots, positions, loaded->store(slots, positions));
+  auto session = std::make_shared<Session>(manifest_.model, max_batch, positions, loaded->store(max_batch, positions));
   std::lock_guard lock(mutex_);
   if (!loaded_) throw engine_closed();
   remember(&sessions_, session);
@@ -63,7 +62,7 @@ std::shared_ptr<Session> Engine::session(int64_t max_batch, int64_t max_tokens) 
 }
 
 std::shared_ptr<Scheduler> Engine::scheduler(int64_t max_batch, int64_t max_tokens, Options options) {
-  std::shared_ptr<Session> opened = session(max_batch, max_tokens);
+  std::shared_ptr<Session> opened = session(max_batch ? max_batch : manifest_.max_batch_size, max_tokens);
   const Limits of_session = limits(max_tokens ? max_tokens : manifest_.max_seq_len);
   auto scheduler = std::make_shared<Scheduler>(std::move(opened), of_session, manifest_.model.eos_token_ids, options);
   std::lock_guard lock(mutex_);

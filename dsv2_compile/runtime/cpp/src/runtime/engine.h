@@ -27,7 +27,7 @@ class Engine {
   Pages pages() const;
   // What a sequence may be in a session of ``max_tokens`` positions.
   Limits limits(int64_t max_tokens) const { return {manifest_.model.vocab_size, max_tokens, pages()}; }
-  // ``max_batch`` slots with ``max_tokens`` positions each; 0: the engine's limit.
+  // ``max_batch`` slots with ``max_tokens`` positions each; max_tokens 0: the engine's limit.
   std::shared_ptr<Session> session(int64_t max_batch, int64_t max_tokens);
   // Of at most ``max_batch`` sequences at once, ``max_tokens`` positions each; 0: the engine's limits.
   std::shared_ptr<Scheduler> scheduler(int64_t max_batch, int64_t max_tokens, Options options);

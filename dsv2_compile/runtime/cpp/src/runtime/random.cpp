@@ -17,8 +17,8 @@ void append_words(uint64_t value, std::vector<uint32_t>* words) {
   } while (value);
 }
 
-// numpy.random.SeedSequence, after O'Neill's seed_seq_fe: ``entropy`` is hashed into a pool of four words, and that into
-// the words of a state.
+// numpy.random.SeedSequence, after O'Neill's seed_seq_fe: ``entropy`` is hashed into a pool of four words, and that
+// into the words of a state.
 class SeedSequence {
  public:
   explicit SeedSequence(const std::vector<uint32_t>& entropy) {

@@ -20,8 +20,8 @@ namespace dsv2 {
 using OnToken = std::function<bool(const Event&)>;
 
 // Runs requests together, as they come: each joins the batch when there is room and leaves when it has ended. Opened by
-// Engine::scheduler. Everything may be called from any thread. Callbacks run on the scheduler's own, one at a time: what
-// they do delays all requests. When the engine is closed, all that is left fails.
+// Engine::scheduler. Everything may be called from any thread. Callbacks run on the scheduler's own, one at a time:
+// what they do delays all requests. When the engine is closed, all that is left fails.
 class Scheduler {
  public:
   Scheduler(std::shared_ptr<Calls> session, Limits limits, std::vector<int64_t> eos, Options options);

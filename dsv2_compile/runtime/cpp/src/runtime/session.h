@@ -18,8 +18,8 @@ namespace dsv2 {
 // ``max_batch`` slots of up to ``max_tokens`` positions. Opened by Engine::session.
 //
 // A slot is one sequence's place in the cache. Calls from several threads wait for each other. A call that is refused
-// (Error usage) changes nothing. A call that fails on the way leaves the sequences as they were; only prefill, start and
-// restore, which begin by discarding what their slots held, leave those free.
+// (Error usage) changes nothing. A call that fails on the way leaves the sequences as they were; only prefill, start
+// and restore, which begin by discarding what their slots held, leave those free.
 class Session : public Calls {
  public:
   Session(const ModelConfig& config, int64_t max_batch, int64_t max_tokens, std::unique_ptr<Store> store);

@@ -38,7 +38,8 @@ struct Rows {
 class Store {
  public:
   virtual ~Store() = default;
-  // Adds the tokens -> logits [rows, vocab] of the last of each row. A call that fails leaves the sequences as they were.
+  // Adds the tokens -> logits [rows, vocab] of the last of each row. A call that fails leaves the sequences as they
+  // were.
   virtual void append(Phase phase, const Rows& rows, float* logits) = 0;
   // As append -> the next token of each row.
   virtual void choose(Phase phase, const Rows& rows, const std::vector<Draw>& draws, int32_t* tokens) = 0;
