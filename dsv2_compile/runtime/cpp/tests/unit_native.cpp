@@ -131,7 +131,9 @@ std::vector<std::pair<CuAddress, int64_t>> copies(std::ifstream* log) {
 void any_staging_will_do() {
   StubDriver stub;
   const std::string root = stub.folder();
-  std::ofstream(root + "/w") << std::string(3000, 'w');
+  std::string bytes;
+  for (int i = 0; i < 3000; ++i) bytes += static_cast<char>(i % 251);
+  std::ofstream(root + "/w", std::ios::binary) << bytes;
   Driver driver(find_gpu());
   Driver::Current current(driver);
   std::ifstream log(stub.log());

@@ -65,9 +65,12 @@ void what_is_no_expression_is_refused() {
 
 const std::string kOutputs =
     R"(["logits","fp32","output",0,["batch",10]],["next_tokens","i32","output",0,["batch"]])";
-const std::string kKernel =
+// A kernel of a pointer and a number, and one of two pointers.
+const std::string kKernels =
     R"({"kernel":"k","cubin":"k.cubin","symbol":"k","args":["*bf16","i32"],"aligned":[true,false],)"
-    R"("constants":{},"warps":4,"shared":0,"scratch":0,"scratch_align":1})";
+    R"("constants":{},"warps":4,"shared":0,"scratch":0,"scratch_align":1},)"
+    R"({"kernel":"l","cubin":"l.cubin","symbol":"l","args":["*bf16","*bf16"],"aligned":[true,false],)"
+    R"("constants":{"N":1.5},"warps":4,"shared":0,"scratch":0,"scratch_align":1})";
 
 std::string program(const std::string& phase, int64_t limit, const std::string& more, const std::string& launches,
                     const std::string& arena = "1024") {
@@ -78,7 +81,7 @@ std::string program(const std::string& phase, int64_t limit, const std::string& 
 
 std::string plan(const std::string& programs, const std::string& schema = "dsv2/plan/2") {
   return "{\"schema\":\"" + schema +
-         R"(","target":"h800","capability":"sm_90","dtype":"bf16","page":64,"pages":3,"kernels":[)" + kKernel +
+         R"(","target":"h800","capability":"sm_90","dtype":"bf16","page":64,"pages":3,"kernels":[)" + kKernels +
          "],\"programs\":{" + programs + "}}";
 }
 
@@ -134,6 +137,9 @@ void what_breaks_a_rule_is_refused() {
   const std::string first = launch(grid, R"([{"b":2,"o":0},1])"), second = launch(grid, R"([{"b":3,"o":0},1])");
   CHECK(of(x + y, first + "," + second) == DSV2_OK);
   CHECK(of(x + y, first + "," + second + "," + first) == DSV2_INTEGRITY);
+  CHECK(of(x + y, R"([1,[1,1,1],[{"b":2,"o":0},{"b":3,"o":0}],"w"])") == DSV2_INTEGRITY);
+  CHECK(of(x + R"(,["y","bf16","arena",256,["rows",16]])", R"([1,[1,1,1],[{"b":2,"o":0},{"b":3,"o":0}],"w"])") ==
+        DSV2_OK);
   CHECK(code(plan("\"decode\":" + program("decode", 0, "", ""))) == DSV2_INTEGRITY);
   CHECK(code(plan("\"decode\":" + program("verify", 1, "", ""))) == DSV2_INTEGRITY);
 }
