@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -76,7 +75,8 @@ async def _begin(service: Service, request: Request, is_chat: bool) -> Reply:
     if not service.healthy:
         raise shutting_down()
     data = await body.read(request, service.options.max_body, service.options.client_timeout)
-    return await run_in_threadpool(service.begin, data, is_chat, began, asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(service.workers, service.begin, data, is_chat, began, loop)
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Server:
         self.drain(_ENDING)
         self._uvicorn.should_exit = True
         self._thread.join()
+        self._service.workers.shutdown()
 
     def _run(self, listener: socket.socket) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from dsv2_compile.errors import ResourceError, UsageError
 from dsv2_compile.runtime import Engine
@@ -19,6 +20,8 @@ from dsv2_compile.serve.options import Options
 from dsv2_compile.serve.reply import Reply
 from dsv2_compile.serve.running import Running
 
+_WORKERS = 2
+
 
 class Service:
     """``draining``: no new requests are taken. ``active``: requests being answered. ``fault``: what ended the
@@ -31,6 +34,8 @@ class Service:
         self.draining, self.active = False, 0
         self.fault: BaseException | None = None
         self.ended = threading.Event()
+        # few and always the same: the tokenizer keeps a cache for every thread that uses it
+        self.workers = ThreadPoolExecutor(_WORKERS, "dsv2-requests")
         self._template = chat.find(engine.path) if engine.has_text else None
         self._limits = Limits.of(engine, self.max_tokens)
         self.scheduler = engine.scheduler(
@@ -46,7 +51,7 @@ class Service:
         self.ended.set()
 
     def begin(self, data: bytes, is_chat: bool, began: float, loop: asyncio.AbstractEventLoop) -> Reply:
-        """Queue what the body ``data`` asks for; ApiError for what cannot be. In a thread: a long prompt takes long.
+        """Queue what the body ``data`` asks for; ApiError for what cannot be. For `workers`: a long prompt takes long.
 
         ``began``: when the request came, by `time.perf_counter`. ``loop``: where the reply will run.
         """

@@ -115,7 +115,7 @@ def undisturbed(server: Served) -> Iterator[None]:
 
 
 def soaked(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    options = ("--name", "m", "--max-batch", 8, "--max-waiting", 32, "--client-timeout", 5)
+    options = ("--name", "m", "--max-waiting", 32, "--client-timeout", 5)
     with served(folder, *options, *thread_options(args)) as server:
         with undisturbed(server):
             found = asyncio.run(
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--engine", default="lite:layers=3,experts=8", help="what to build")
     parser.add_argument("--soak-engine", default="tiny", help="what to build for the soak")
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 16])
-    parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt, half as many to half as many more")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--soak", type=float, default=10.0, metavar="MINUTES")

@@ -17,6 +17,10 @@ import openai
 SAMPLE_SECONDS = 2.0
 WARM_UP = 0.2
 """Share of the time whose samples are left out of the slope: pools and caches fill first."""
+_letters = random.Random(0)
+WORDS = ["".join(_letters.choices("abcdefgh", k=_letters.randrange(1, 9))) for _ in range(500)]
+"""Of all prompts. A tokenizer keeps words that it has seen, up to 10,000 a thread: with ever new ones a soak would
+measure how that fills."""
 EXPECTED = {
     "whole",
     "stream",
@@ -101,7 +105,7 @@ async def _client(
 
 async def _one(client: openai.AsyncOpenAI, host: str, port: int, model: str, dice: random.Random) -> str:
     """One request of a kind that the dice choose; what became of it."""
-    prompt = "".join(dice.choices("abcdefgh ", k=dice.randrange(1, 60)))
+    prompt = " ".join(dice.choices(WORDS, k=dice.randrange(1, 12)))
     asked: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": dice.randrange(1, 60)}
     asked |= {"temperature": dice.choice([0, 1]), "seed": dice.randrange(9)}
     kind = dice.randrange(12)

@@ -99,3 +99,20 @@ def test_planted_kernels(figures):
     found = figures("bench_planted_kernels", "--most", "1", "--kernels", "embedding", "rms_norm")
     assert set(found["by_kernel"]) == {"embedding", "rms_norm"} and found["all"]["selected"] == 0
     assert found["all"]["planted"] == len(found["plants"]) > 12
+
+
+def test_serve(figures, tmp_path):
+    found = figures(
+        "bench_serve", "--engine", "tiny", "--requests", "6", "--prompt", "16", "--new-tokens", "4", "--soak", "0.3",
+        "--clients", "1", "3", "--threads", "1", "--scratch", str(tmp_path),
+    )  # fmt: skip
+    assert set(found["levels"]) == {"one_by_one_without_a_server", "1_client", "3_clients"}
+    for level in found["levels"].values():
+        assert level["time_to_first_token"]["samples"] == 6
+        assert level["time_per_output_token"]["samples"] == level["new_tokens"] - 6 > 0
+    soak = found["soak"]
+    assert soak["errors"] == 0, soak["outcomes"]
+    assert soak["server"]["cancelled"] > 0 and soak["server"]["exit"] == 143
+    for server in (found["server"], soak["server"]):
+        assert server["live"] == server["waiting"] == server["failed"] == 0
+        assert server["submitted"] == server["finished"] + server["cancelled"]
