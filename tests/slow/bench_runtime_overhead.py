@@ -148,7 +148,8 @@ def main() -> None:
                 found.append(case)
                 note(f"{kind}, batch {batch}: " + ", ".join(f"{n} {case[n]['us']['median']:.1f} us" for n in subjects))
     workload = {"preset": args.preset, "changes": args.set, "cached": args.cached, "calls": args.calls}
-    save(args.out, workload={**workload, "rounds": args.rounds, "driver": "does nothing"}, cases=found)
+    around = {"driver": "does nothing", "load_average": os.getloadavg()}
+    save(args.out, workload={**workload, "rounds": args.rounds, **around}, cases=found)
 
 
 if __name__ == "__main__":
