@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -43,6 +44,7 @@ class FakeStore : public Store {
     grown_.clear();
     for (int64_t slot : slots) sequences_.erase(slot);
   }
+  bool holds() const { return !sequences_.empty(); }
 
  private:
   std::map<int64_t, std::vector<int32_t>> sequences_, grown_;
@@ -51,14 +53,22 @@ class FakeStore : public Store {
 class FakeLoaded : public Loaded {
  public:
   explicit FakeLoaded(Pages pages) : pages_(pages) {}
-  std::unique_ptr<Store> store(int64_t, int64_t) override { return std::make_unique<FakeStore>(); }
-  Pages pages() const override { return pages_; }
+  std::unique_ptr<Store> store(int64_t, int64_t) override {
+    if (on_store) on_store();
+    return std::make_unique<FakeStore>();
+  }
+  Pages pages() const override {
+    if (on_pages) on_pages();
+    return pages_;
+  }
+
+  std::function<void()> on_store, on_pages;
 
  private:
   const Pages pages_;
 };
 
-inline std::shared_ptr<Engine> fake_engine(Pages pages = {}) {
+inline std::shared_ptr<Engine> fake_engine(std::shared_ptr<FakeLoaded> loaded) {
   Manifest manifest{};
   manifest.verified = true;
   manifest.backend = "fake";
@@ -66,7 +76,11 @@ inline std::shared_ptr<Engine> fake_engine(Pages pages = {}) {
   manifest.max_batch_size = kMaxBatch;
   manifest.max_seq_len = kMaxSeqLen;
   manifest.model = {kVocab, kLayers, 1, kWidth - 1, 1, kMaxSeqLen, -1, {kEos}};
-  return std::make_shared<Engine>(std::move(manifest), std::make_shared<FakeLoaded>(pages));
+  return std::make_shared<Engine>(std::move(manifest), std::move(loaded));
+}
+
+inline std::shared_ptr<Engine> fake_engine(Pages pages = {}) {
+  return fake_engine(std::make_shared<FakeLoaded>(pages));
 }
 
 }  // namespace dsv2

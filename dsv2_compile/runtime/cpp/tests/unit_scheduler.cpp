@@ -193,6 +193,28 @@ void check_close() {
   }
 }
 
+// What is in flight when the scheduler is closed goes no further.
+void check_close_cancels() {
+  auto scheduler = open();
+  std::promise<void> held, release;
+  std::vector<Event> seen, behind;
+  scheduler->submit(request({1}, 30), [&](const Event& event) {
+    seen.push_back(event);
+    if (seen.size() > 1) return false;
+    held.set_value();
+    release.get_future().wait();
+    return false;
+  });
+  held.get_future().wait();
+  scheduler->submit(request({2}, 30), [&](const Event& event) { return behind.push_back(event), false; });
+  std::thread closer([&] { scheduler->close(); });
+  while (code([&] { scheduler->submit(request({3}, 1), nullptr); }) != DSV2_USAGE) std::this_thread::yield();
+  release.set_value();
+  closer.join();
+  CHECK(seen.size() == 2 && seen[1].finish == DSV2_CANCELLED);
+  CHECK(behind.size() == 1 && behind[0].finish == DSV2_CANCELLED);
+}
+
 // A failure that is of no request fails them all, and the scheduler says why.
 void check_broken() {
   class Broken : public FakeCalls {
@@ -216,6 +238,7 @@ int main() {
   check_callbacks();
   check_refusals();
   check_close();
+  check_close_cancels();
   check_broken();
   return checks_result();
 }

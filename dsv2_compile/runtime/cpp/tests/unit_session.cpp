@@ -1,5 +1,6 @@
 // Sessions of an engine without files: what they refuse, what a call that fails leaves, and their end.
 #include <limits>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -163,6 +164,12 @@ void check_restore() {
   CHECK(cause([&] { d.session->restore(cached.data(), 2, 4, lengths.data(), slots.data()); }, DSV2_RESOURCE) ==
         "The fake has no room.");
   CHECK(!cause([&] { d.session->length(1); }).empty() && !cause([&] { d.session->length(2); }).empty());
+
+  auto owned = std::make_unique<FakeStore>();
+  const FakeStore* store = owned.get();
+  Session session(d.engine->manifest().model, 2, 8, std::move(owned));
+  CHECK(!cause([&] { session.restore(cached.data(), 2, 4, lengths.data(), nullptr); }, DSV2_RESOURCE).empty());
+  CHECK(!store->holds());
 }
 
 void check_limits() {
@@ -191,6 +198,17 @@ void check_close() {
   CHECK(cause([&] { d.engine->session(1, 0); }) == "The engine is closed.");
   CHECK(cause([&] { d.engine->scheduler(1, 0, {}); }) == "The engine is closed.");
   CHECK(cause([&] { d.engine->generate({{{1}, 1, {}, 0, {}}}, nullptr); }) == "The engine is closed.");
+}
+
+// An engine that is closed while a session or a scheduler of it is opened leaves none.
+void check_close_amid_opening() {
+  auto first = std::make_shared<FakeLoaded>(Pages{}), second = std::make_shared<FakeLoaded>(Pages{});
+  std::shared_ptr<Engine> engine = fake_engine(first);
+  first->on_store = [&] { engine->close(); };
+  CHECK(cause([&] { engine->session(1, 0); }) == "The engine is closed.");
+  engine = fake_engine(second);
+  second->on_pages = [&] { engine->close(); };  // asked for when its session is open
+  CHECK(cause([&] { engine->scheduler(1, 0, {}); }) == "The engine is closed.");
 }
 
 // Calls of several threads wait for each other, and one of them finds the engine closed.
@@ -226,6 +244,7 @@ int main() {
   check_restore();
   check_limits();
   check_close();
+  check_close_amid_opening();
   check_threads();
   return checks_result();
 }
