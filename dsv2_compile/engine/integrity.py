@@ -38,10 +38,13 @@ def verify(root: Path, manifest: Manifest) -> None:
     """Every file of ``root`` is what ``manifest`` says and nothing else is there, else IntegrityError."""
     found = []
     present: dict[str, int] = {}
-    for path, size, problem in listing(root):
-        present[path] = size
-        if problem:
-            found.append(f"{path}: {problem}")
+    try:
+        for path, size, problem in listing(root):
+            present[path] = size
+            if problem:
+                found.append(f"{path}: {problem}")
+    except OSError as e:
+        found.append(f"a folder cannot be read: {e.strerror}")
     expected = manifest.files
     found += [f"{p}: not listed in the manifest" for p in present if p not in expected and p != manifests.FILE_NAME]
     for path, entry in expected.items():

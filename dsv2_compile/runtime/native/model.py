@@ -62,7 +62,8 @@ def load(root: Path, manifest: Manifest, threads: int, cache_tokens: int | None)
     many as the GPU's free memory holds."""
     from dsv2_compile.runtime.native.cuda import CudaExecutor
 
-    plan = text.parse((root / FILE).read_bytes())
+    with open(root / FILE, "rb") as f:
+        plan = text.parse(f.read(text.MAX_BYTES + 1))
     tokens = _fitting(plan, manifest) if cache_tokens is None else cache_tokens
     if tokens < 1:
         raise UsageError(f"cache_tokens is {tokens}.", "Give the cache room for one token at least.")

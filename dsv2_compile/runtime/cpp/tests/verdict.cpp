@@ -43,7 +43,7 @@ void print_verdict(void (*check)(const std::string&), const std::string& path) {
     code = DSV2_INTERNAL;
     cause = e.what();
   }
-  std::cout << code << '\t' << cause << '\n';
+  std::cout << code << '\t' << printable(cause, 2000) << '\n';
 }
 
 }  // namespace
