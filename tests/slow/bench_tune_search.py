@@ -139,7 +139,7 @@ def calls() -> list[Call]:
 def main() -> None:
     parser = arguments("tune_search", __doc__)
     parser.set_defaults(out=ROOT / "artifacts/tuning/search.json")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=40)
     args = parser.parse_args()
     rows, small = [], []
     for call in calls():
