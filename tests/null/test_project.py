@@ -111,13 +111,16 @@ def test_a_wheel_holds_every_module_and_schema_as_a_real_file(wheel):
     wanted = set()
     for folder, _, names in os.walk(PACKAGE, followlinks=True):
         here = Path(folder).relative_to(ROOT)
-        if "__pycache__" not in here.parts:
+        if "__pycache__" not in here.parts and not here.is_relative_to("dsv2_compile/runtime/cpp/tests"):
             wanted |= {
                 (here / n).as_posix()
                 for n in names
-                if n.endswith((".py", ".json", ".jsonl", ".css", ".js", "py.typed"))
+                if n.endswith(
+                    (".py", ".json", ".jsonl", ".css", ".js", ".cpp", ".h", ".hpp", ".in", "CMakeLists.txt", "py.typed")
+                )
             }
     assert wanted <= held, wanted - held
+    assert "dsv2_compile/runtime/cpp/src/abi.h" in held and not any("/cpp/tests/" in n for n in held)
     assert {f"dsv2_compile/{n}/__init__.py" for n in LINKED} <= held
 
 
