@@ -18,9 +18,9 @@ BUILDS = Path(os.environ.get("DSV2_CPP_BUILD", ROOT / "build" / "cpp"))
 
 
 @cache
-def built(sanitize: str = "", *options: str) -> Path:
-    """The build folder, with library and test programs; ``sanitize`` as of DSV2_SANITIZE. Skips the test where there
-    is nothing to build with; a build that fails is an AssertionError with its output."""
+def built(sanitize: str = "", *options: str, targets: tuple[str, ...] = ()) -> Path:
+    """The build folder, with library and test programs, or ``targets``; ``sanitize`` as of DSV2_SANITIZE. Skips the
+    test where there is nothing to build with; a build that fails is an AssertionError with its output."""
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"the C++ runtime is built with {tool}")
@@ -31,7 +31,8 @@ def built(sanitize: str = "", *options: str) -> Path:
         kind = "RelWithDebInfo" if sanitize else "Release"
         made = ["-DDSV2_TESTS=ON", f"-DDSV2_SANITIZE={sanitize}", f"-DCMAKE_BUILD_TYPE={kind}", *options]
         _run("cmake", "-S", str(SOURCE), "-B", str(folder), "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *made)
-        _run("cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0))))
+        some = ("--target", *targets) if targets else ()
+        _run("cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0))), *some)
     return folder
 
 
