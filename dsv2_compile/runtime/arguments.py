@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dsv2_compile.config import ModelConfig
 from dsv2_compile.errors import UsageError
+from dsv2_compile.runtime.sampling import Draw
 
 Ints = NDArray[np.int64]
 
@@ -65,9 +66,14 @@ def cached_rows(value: ArrayLike, config: ModelConfig) -> NDArray[np.float32]:
     return rows
 
 
-def one_each(draws: Sequence[object] | None, rows: int) -> None:
-    if draws is not None and len(draws) != rows:
+def one_each(draws: Sequence[Draw] | None, rows: int) -> None:
+    if draws is None:
+        return
+    if len(draws) != rows:
         raise UsageError(f"{len(draws)} draws for {rows} sequences.", "Pass one draw per sequence.")
+    for draw in draws:
+        if not 0 <= draw.uniform < 1:
+            raise UsageError(f"Draw uniform is {draw.uniform}.", "uniform must be at least 0 and below 1.")
 
 
 def vocabulary(ids: Ints, vocab_size: int) -> None:

@@ -106,8 +106,12 @@ class Session:
             past = np.zeros_like(counts)
             self._require_room(past, counts)
             self._release(chosen)
-            for b, slot in enumerate(chosen.tolist()):
-                self._store.put(slot, values[:, b, : counts[b]])
+            try:
+                for b, slot in enumerate(chosen.tolist()):
+                    self._store.put(slot, values[:, b, : counts[b]])
+            except BaseException:
+                self._release(chosen)
+                raise
             self._lengths[chosen] = counts
 
     def free(self, slots: Slots = None) -> None:

@@ -183,11 +183,25 @@ def test_a_session_gives_tokens_for_draws():
         ):
             with pytest.raises(UsageError, match="draws for"):
                 refused()
+        for uniform in (1.0, -0.1, float("nan")):
+            with pytest.raises(UsageError, match="at least 0 and below 1"):
+                session.step([7], [Draw(Sampling(1.0), uniform)], [2])
         with pytest.raises(UsageError, match="Slot 1 holds no sequence"):
             session.resume([[1]], [1], draws[:1], [1])
         with pytest.raises(UsageError, match="the session holds 40"):
             session.resume([[1] * 29], [29], draws[:1], [0])
         assert (session.length(0), session.length(2)) == (12, 4)
+
+
+def test_a_restored_batch_that_does_not_fit_holds_no_page():
+    s, _, pool = store(pages=3)
+    config = SimpleNamespace(vocab_size=300, num_hidden_layers=1, cache_dim=1)
+    with Session(SimpleNamespace(config=config), 3, 40, s) as session:  # type: ignore[arg-type]
+        with pytest.raises(ResourceError, match="2 are needed"):
+            session.restore(np.ones((1, 2, 8, 1)), [8, 8], [0, 1])
+        assert pool.free == 3
+        with pytest.raises(UsageError, match="Slot 0 holds no sequence"):
+            session.length(0)
 
 
 def test_a_session_that_is_closed_gives_its_pages_back():
