@@ -85,7 +85,8 @@ ODD: list[Any] = [
 ]  # fmt: skip
 TOKENS = [
     *(json.dumps(v).encode() for v in ODD), b"[", b"]", b"{", b"}", b",", b":", b'"a":1,', b"01", b"1.", b"-", b"1e999",
-    b"1e-999", b"-0", b"0.1e1", b"1" * 65 + b".0", b"[" * 30 + b"]" * 30, b"[" * 12 + b"0" + b"]" * 12, b"tru",
+    b"1e-999", b"-0", b"0.1e1", b"1" * 65 + b".0", b"[" * 25 + b"]" * 25, b"[" * 26 + b"]" * 26, b"tru",
+    b"[" * 24 + b"0" + b"]" * 24,
     b'"\\ud83d\\ude00"', b'"\\udc00"', b'"\\x"', b'"\t"', b'"\xff"', b'"\xed\xa0\x80"', b"\xef\xbb\xbf", b"\x00",
     b"/**/", b"'a'", b"Infinity", b"\x0b",
 ]  # fmt: skip
@@ -261,13 +262,14 @@ def _deep_folders(e: Path) -> None:
 
 
 def _listed(path: str) -> Callable[[Path], None]:
-    """The manifest lists ``path`` too, with the bytes of the plan."""
+    """``path`` is there as well, with the bytes of the plan, and the manifest lists it."""
 
     def act(e: Path) -> None:
-        files = {FILE_NAME: (e / FILE_NAME).read_bytes()}
-        value = value_of(files)
+        value = value_of({FILE_NAME: (e / FILE_NAME).read_bytes()})
         value["files"][path] = value["files"][PLAN]
-        write(e, with_manifest({}, value))
+        possible = path.isprintable() and len(path) < 256 and not (e / path).exists() and not path.endswith(("/", "/x"))
+        beside = {path: (e / PLAN).read_bytes()} if possible else {}
+        write(e, with_manifest(beside, value))
 
     return act
 
@@ -319,6 +321,83 @@ TREES: dict[str, tuple[int, Callable[[Path], object]]] = {
 """What is done to a whole engine, and the exit code that it must give."""
 
 
+# ---- Manifests: the last value that is allowed, and the first that is not --------------------------------------------
+
+
+def _nested(depth: int, inner: Any) -> Any:
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+EDGES: list[tuple[int, str, Any]] = [
+    (5, "schema", "dsv2/engine/2"),
+    (5, "schema", "dsv2/engine/11"),
+    (8, "schema", "dsv2/plan/1"),
+    (8, "status", "good"),
+    (0, "target", "a" * 64),
+    (8, "target", "a" * 65),
+    (8, "target", "a/b"),
+    (0, "max_batch_size", 2**31 - 1),
+    (8, "max_batch_size", 2**31),
+    (8, "max_batch_size", 0),
+    (8, "max_batch_size", True),
+    (8, "max_batch_size", 6.0),
+    (0, "max_seq_len", toy_engine.MAX_SEQ),
+    (8, "max_seq_len", toy_engine.MAX_SEQ + 1),
+    (0, "symbols>batch", [5, 5]),
+    (8, "symbols>batch", [5, 4]),
+    (8, "symbols>batch", [5]),
+    (0, "model>bos_token_id", None),
+    (8, "model>bos_token_id", -1),
+    (0, "model>rms_norm_eps", 5e-324),
+    (8, "model>rms_norm_eps", 0),
+    (8, "model>rms_norm_eps", 0.0),
+    (0, "model>routed_scaling_factor", -(2**63)),
+    (8, "model>routed_scaling_factor", -(2**63) - 1),
+    (0, "model>eos_token_ids", [0] * 256),
+    (8, "model>eos_token_ids", [0] * 257),
+    (0, "source>name", "é" * 256),
+    (8, "source>name", "é" * 257),
+    (0, "source>weights_sha256", "0" * 64),
+    (8, "source>weights_sha256", "0" * 63),
+    (8, "source>weights_sha256", "0" * 63 + "g"),
+    (8, "source>weights_sha256", "0" * 64 + "\n"),
+    (0, "toolchain>tool", "!~"),
+    (8, "toolchain>tool", "a b"),
+    (8, "toolchain>a b", "1"),
+    (8, "programs>decode>file", "missing.json"),
+    (8, "programs>decode>extra", 1),
+    (8, "weights>head>file", "missing.bin"),
+    (8, "weights>head>offset", 545),
+    (8, "weights>head>shape", [10, 9]),
+    (8, "weights>head>dtype", "float32"),
+    (0, "weights>head>dtype", "float16"),
+    (0, "weights>none>shape", [0, *[2**48] * 7]),
+    (8, "weights>none>shape", [0] * 9),
+    (8, "weights>none>shape", [2**48 + 1, 0]),
+    (8, "weights>none>shape", [2**31, 2**31]),  # times 4 bytes: 0 in 64 bits
+    (0, "numerics>deep", _nested(22, 0)),
+    (8, "numerics>deep", _nested(23, 0)),
+    (0, "numerics>deep", _nested(23, [])[0]),
+    (0, "numerics>text", "é" * 65_536),
+    (8, "numerics>text", "é" * 65_537),
+]
+"""The exit code, a place of the manifest, and what is put there in an engine that is whole otherwise."""
+
+
+def edges(folder: Path) -> Iterator[Path]:
+    whole = engine()
+    for i, (_, place, new) in enumerate(EDGES):
+        value = value_of(whole)
+        *parents, last = place.split(">")
+        at = value
+        for name in parents:
+            at = at[name]
+        at[last] = new
+        yield write(folder / str(i), with_manifest(whole, value))
+
+
 # ---- Single files ---------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +420,7 @@ def safetensors_file() -> bytes:
         "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
         "c": {"dtype": "F4", "shape": [2, 3], "data_offsets": [12, 15]},
         "d": {"dtype": "U8", "shape": [0, 9], "data_offsets": [15, 15]},
+        "e": {"dtype": "I8", "shape": [0] * 8, "data_offsets": [15, 15]},
     }
     return framed(json.dumps(header).encode(), bytes(15))
 
@@ -353,6 +433,8 @@ def safetensors_files(count: int, seed: int) -> Iterator[bytes]:
     rng, whole = random.Random(seed), safetensors_file()
     header, data = whole[8:-15], whole[-15:]
     yield whole
+    yield whole.replace(b"[0, 0, ", b"[0,0,0,")  # a ninth dim, in as many bytes
+    yield whole.replace(b'"pt"', b"1234")
     for i in range(count):
         match i % 4:
             case 0:

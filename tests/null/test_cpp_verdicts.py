@@ -86,6 +86,11 @@ def test_what_lies_beside_the_right_bytes(tmp_path):
     )
 
 
+def test_edges_of_what_a_manifest_may_say(tmp_path):
+    codes = agreed("engine", list(mutated.edges(tmp_path)))
+    assert [(c, place, new) for c, (_, place, new) in zip(codes, mutated.EDGES, strict=True)] == mutated.EDGES
+
+
 def check_flips(folder: Path, flips: int, cuts: int, seed: int) -> int:
     """Of so many flipped bits, and cuts, in files of an engine, how many C++ refuses as damage."""
     rng, whole = random.Random(seed), mutated.engine()

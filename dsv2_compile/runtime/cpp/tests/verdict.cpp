@@ -23,7 +23,13 @@ void engine(const std::string& path) {
   }
 }
 
-void json(const std::string& path) { parse_json(read_file(path, kManifestBytes + 1), {kManifestBytes}); }
+void json(const std::string& path) {
+  try {
+    parse_json(read_file(path, kManifestBytes + 1), {kManifestBytes});
+  } catch (const JsonError& e) {
+    throw Error(DSV2_INTEGRITY, e.what(), kCopyAgain);
+  }
+}
 
 void safetensors(const std::string& path) { read_safetensors(path); }
 
@@ -36,9 +42,6 @@ void print_verdict(void (*check)(const std::string&), const std::string& path) {
     code = e.code;
     cause = e.cause;
     for (const std::string& problem : e.problems) cause += " | " + problem;
-  } catch (const JsonError& e) {
-    code = DSV2_INTEGRITY;
-    cause = e.what();
   } catch (const std::exception& e) {
     code = DSV2_INTERNAL;
     cause = e.what();
