@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -15,10 +16,27 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "dsv2_compile" / "runtime" / "cpp"
 BUILDS = Path(os.environ.get("DSV2_CPP_BUILD", ROOT / "build" / "cpp"))
 """A folder a kind of build, kept from run to run."""
+MEMORY, THREADS = "address,undefined", "thread"
+"""Sanitizers."""
+CLANG = "clang++"
 
 
 @cache
-def built(sanitize: str = "", *options: str, targets: tuple[str, ...] = ()) -> Path:
+def libfuzzer() -> bool:
+    """Whether there is a clang++ that has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "target.cpp"
+        source.write_text('extern "C" int LLVMFuzzerTestOneInput(const char*, decltype(sizeof 0)) { return 0; }\n')
+        words = [f"-fsanitize=fuzzer,{MEMORY}", str(source), "-o", f"{folder}/target"]
+        return bool(shutil.which(CLANG)) and not subprocess.run([CLANG, *words], capture_output=True).returncode
+
+
+def compiler(sanitize: str = "") -> str:
+    return CLANG if sanitize == MEMORY and libfuzzer() else "c++"
+
+
+@cache
+def built(sanitize: str = "", *targets: str) -> Path:
     """The build folder, with library and test programs, or ``targets``; ``sanitize`` as of DSV2_SANITIZE. Skips the
     test where there is nothing to build with; a build that fails is an AssertionError with its output."""
     for tool in ("cmake", "c++"):
@@ -29,8 +47,10 @@ def built(sanitize: str = "", *options: str, targets: tuple[str, ...] = ()) -> P
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kind = "RelWithDebInfo" if sanitize else "Release"
-        made = ["-DDSV2_TESTS=ON", f"-DDSV2_SANITIZE={sanitize}", f"-DCMAKE_BUILD_TYPE={kind}", *options]
-        _run("cmake", "-S", str(SOURCE), "-B", str(folder), "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *made)
+        coverage = ",fuzzer-no-link" if compiler(sanitize) == CLANG else ""  # so that fuzz targets use the same objects
+        made = [f"-DDSV2_SANITIZE={sanitize}{coverage}", f"-DCMAKE_CXX_COMPILER={compiler(sanitize)}"]
+        made += ["-DDSV2_TESTS=ON", f"-DCMAKE_BUILD_TYPE={kind}", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"]
+        _run("cmake", "-S", str(SOURCE), "-B", str(folder), *made)
         some = ("--target", *targets) if targets else ()
         _run("cmake", "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0))), *some)
     return folder
@@ -42,7 +62,7 @@ def library() -> Path:
 
 def program(name: str, sanitize: str = "") -> Path:
     """A test program, as unit_batch."""
-    return built(sanitize) / "tests" / name
+    return built(sanitize, *([name] if sanitize else [])) / "tests" / name
 
 
 def _run(*command: str) -> None:

@@ -29,12 +29,12 @@ def test_a_planted_fault_is_found(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "seed").write_bytes(b"[1,{},2]")
     sources = [tmp_path / "target.cpp"]
-    sanitizers = cpp_fuzz.SANITIZERS
-    if cpp_fuzz.libfuzzer():
+    sanitizers = cpp_build.MEMORY
+    if cpp_build.libfuzzer():
         sanitizers += ",fuzzer"
     else:
         sources += [cpp_build.SOURCE / "tests/replay.cpp", cpp_build.SOURCE / "src/base/files.cpp"]
     flags = ["-std=c++17", "-g", f"-fsanitize={sanitizers}", f"-I{cpp_build.SOURCE}/src"]
-    subprocess.run([cpp_fuzz.compiler(), *flags, *sources, "-o", tmp_path / "target"], check=True)
+    subprocess.run([cpp_build.compiler(cpp_build.MEMORY), *flags, *sources, "-o", tmp_path / "target"], check=True)
     run = cpp_fuzz.fuzz(tmp_path / "target", tmp_path / "corpus", 20, 1, tmp_path)
     assert "heap-buffer-overflow" in run.finding

@@ -22,12 +22,12 @@ def programs() -> list[str]:
 @pytest.mark.parametrize("name", programs())
 def test_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASAN_OPTIONS", "allocator_may_return_null=1")  # as everywhere else: some ask for too much
-    run(cpp_build.program(name, "address,undefined"), *ARGUMENTS.get(name, ()))
+    run(cpp_build.program(name, cpp_build.MEMORY), *ARGUMENTS.get(name, ()))
 
 
 @pytest.mark.parametrize("name", THREADED)
 def test_threads(name: str) -> None:
-    run(cpp_build.program(name, "thread"))
+    run(cpp_build.program(name, cpp_build.THREADS))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,8 @@ def test_the_sanitizers_are_awake(tmp_path: Path, sanitizer: str, fault: str, fo
     flags = _flags(cpp_build.BUILDS / sanitizer.replace(",", "-"))
     source = tmp_path / "fault.cpp"
     source.write_text(f"#include <thread>\nint main(int count, char**) {{ {fault} }}\n")
-    subprocess.run(["c++", "-std=c++17", *flags, source, "-o", tmp_path / "fault", "-pthread"], check=True)
+    words = ["-std=c++17", *flags, source, "-o", tmp_path / "fault", "-pthread"]
+    subprocess.run([cpp_build.compiler(sanitizer), *words], check=True)
     done = subprocess.run([tmp_path / "fault"], capture_output=True, text=True)
     assert done.returncode
     assert found in done.stderr

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import cpp_fuzz
+from tests import cpp_build, cpp_fuzz
 from tests.slow.figures import arguments, note, save
 
 
@@ -44,12 +44,14 @@ def main() -> None:
         }
         note(f"{target}: {targets[target]}")
     shutil.rmtree(scratch)
-    version = subprocess.run([cpp_fuzz.compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [cpp_build.compiler(cpp_build.MEMORY), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     save(
         args.out,
         compiler=version.splitlines()[0],
-        sanitizers=cpp_fuzz.SANITIZERS,
-        engine="libFuzzer" if cpp_fuzz.libfuzzer() else "replay.cpp",
+        sanitizers=cpp_build.MEMORY,
+        engine="libFuzzer" if cpp_build.libfuzzer() else "replay.cpp",
         seed=args.seed,
         targets=targets,
     )

@@ -72,7 +72,7 @@ double value_of(uint32_t bits, int fraction, int bias) {
 // Every finite number of the format, and what lies between it and the next.
 template <typename T>
 void rounds_to_the_nearest(Dtype dtype, int fraction, int bias) {
-  const uint32_t infinity = 0x7fff >> fraction << fraction;
+  const uint32_t infinity = 0x7fffU >> fraction << fraction;
   for (uint32_t bits = 0; bits + 1 < infinity; ++bits) {
     double here = value_of(bits, fraction, bias), next = value_of(bits + 1, fraction, bias);
     auto middle = static_cast<float>((here + next) / 2);

@@ -55,12 +55,13 @@ class Text : public detail::Owner<dsv2_text, dsv2_text_close> {
   }
 
   Result<Ids> encode(std::string_view utf8) const {
-    return sized<Ids>([&](int32_t* ids, int64_t capacity, int64_t* count, dsv2_error* error) {
+    const size_t room = utf8.size() + 2;  // a byte is a token at most, and there may be one before and one after
+    return sized<Ids>(room, [&](int32_t* ids, int64_t capacity, int64_t* count, dsv2_error* error) {
       return dsv2_text_encode(handle(), utf8.data(), static_cast<int64_t>(utf8.size()), ids, capacity, count, error);
     });
   }
   Result<std::string> decode(const Ids& ids) const {
-    return sized<std::string>([&](char* utf8, int64_t capacity, int64_t* nbytes, dsv2_error* error) {
+    return sized<std::string>(ids.size() * kUsualBytes, [&](char* utf8, int64_t capacity, int64_t* nbytes, dsv2_error* error) {
       return dsv2_text_decode(handle(), ids.data(), static_cast<int64_t>(ids.size()), utf8, capacity, nbytes, error);
     });
   }
@@ -75,15 +76,23 @@ class Text : public detail::Owner<dsv2_text, dsv2_text_close> {
  private:
   using Owner::Owner;
 
-  // Asks how much it is, then for all of it.
+  // Of a token, more than most have.
+  static constexpr size_t kUsualBytes = 8;
+
+  // One call where ``room`` is enough, else a second with room for all.
   template <class Values, class Call>
-  static Result<Values> sized(Call call) {
+  static Result<Values> sized(size_t room, Call call) {
     return detail::checked(Values(), [&](Values* out, dsv2_error* error) {
+      auto capacity = static_cast<int64_t>(room);
       int64_t count = 0;
-      const dsv2_code code = call(nullptr, 0, &count, error);
-      if (code != DSV2_OK || count == 0) return code;
-      out->resize(static_cast<size_t>(count));
-      return call(out->data(), count, &count, error);
+      out->resize(room);
+      dsv2_code code = call(out->data(), capacity, &count, error);
+      if (code == DSV2_OK && count > capacity) {
+        out->resize(static_cast<size_t>(count));
+        code = call(out->data(), count, &count, error);
+      }
+      out->resize(code == DSV2_OK ? static_cast<size_t>(count) : 0);
+      return code;
     });
   }
 };
