@@ -133,6 +133,7 @@ def test_plan_and_kernels_alone_are_proven_on_the_twin(checkpoint, tmp_path):
         Engine.load(made.engine)
 
 
+@pytest.mark.slow
 def test_a_planted_fault_of_the_lowering_is_caught(checkpoint, tmp_path, monkeypatch):
     """Scores a hundredth too large in every program: the engine is kept apart, exit code 4."""
     from dsv2_compile.pipeline import cuda_plan

@@ -124,6 +124,11 @@ FAULTS = [
     Fault("final norm of another layer", None, LAST, last_norm(argument(3, weight_of(0, "input_layernorm")))),
     Fault("final residual dropped", None, LAST, last_norm(dims(RESIDUAL=False))),
 ]  # fmt: skip
+MORE = {
+    "latent norm without epsilon's size", "the residual is dropped", "router weights normalised", "one group more kept",
+    "shared experts left out", "final residual dropped",
+}  # fmt: skip
+"""Of those, faults of a kernel that has another: for the slow tests."""
 STRAY = {
     "key rotated at the slot instead of the position": (
         of("latent_cache", 0, swapped(4, 5)),
@@ -173,7 +178,9 @@ def test_without_a_fault_it_passes(model):
     assert report(model, lambda draft: None).passed
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=pytest.mark.slow if f.name in MORE else (), id=f.name) for f in FAULTS]
+)
 def test_a_fault_is_caught_and_its_layer_named(model, fault):
     found = report(model, fault.plant)
     assert not found.passed
