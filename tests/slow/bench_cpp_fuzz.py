@@ -7,7 +7,6 @@ Writes artifacts/bench/cpp_fuzz.json. Ends without a file if there is a finding;
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +24,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()) % 2**31)
     args = parser.parse_args()
     programs = {t: cpp_fuzz.program(t) for t in args.targets}
-    os.nice(19)
     scratch = Path(tempfile.mkdtemp(prefix="dsv2-fuzz-"))
     targets = {}
     for target, program in programs.items():

@@ -80,6 +80,20 @@ def test_runtime_overhead(figures):
     assert all(c["launches"] > 20 and min(c[s]["us"]["least"] for s in ("python", "cpp")) > 0 for c in found["cases"])
 
 
+def test_cpp_verdicts(figures):
+    found = figures(
+        "bench_cpp_verdicts", "--engines", "70", "--texts", "50", "--files", "50", "--flips", "20", "--cuts", "5"
+    )  # fmt: skip
+    assert found["engines"]["count"] == 70 and found["damage"]["found"] == 25
+    assert found["json"]["count"] > 50 and found["safetensors"]["count"] > 50
+    assert all(r["cpp"]["peak_mb"] > 0 for r in found["large"].values())
+
+
+def test_cpp_fuzz(figures):
+    found = figures("bench_cpp_fuzz", "--seconds", "2", "--targets", "plan")
+    assert found["targets"]["plan"]["executions"] > 100
+
+
 def test_kernels_compile(figures):
     found = figures("bench_kernels_compile", "--models", "tiny-lite", "--targets", "h800", "a100", "--rows", "1", "16")
     assert [t["target"] for t in found["targets"]] == ["h800", "a100"] and found["skipped"] == []

@@ -1,4 +1,4 @@
-// Any bytes as JSON; as a manifest; and as one that is sealed, as a hostile builder would, so that the seal hides nothing.
+// Any bytes as JSON; as a manifest; and as one sealed as a hostile builder would, so that the seal hides nothing.
 #include <cstdlib>
 #include <string>
 #include <string_view>
