@@ -15,8 +15,9 @@ from dsv2_compile.engine import strictjson
 from dsv2_compile.engine.manifest import FILE_NAME
 from dsv2_compile.plan import text
 from dsv2_compile.plan.plan import FILE as PLAN
+from tests import hostile_engines as hostile
 from tests import mutated_engines as mutated
-from tests import verdicts
+from tests import mutations, verdicts
 from tests.cpp_build import SOURCE, program
 
 CORPUS = SOURCE / "tests" / "corpus"
@@ -51,11 +52,11 @@ def check_engines(folder: Path, count: int, seed: int) -> Counter[tuple[str, int
 
 def check_json(folder: Path, count: int, seed: int) -> Counter[int]:
     seeds = [p.read_bytes() + b"}" for p in sorted((CORPUS / "manifest").iterdir())]
-    return Counter(agreed("json", written(folder, mutated.json_texts(seeds, count, seed))))
+    return Counter(agreed("json", written(folder, mutations.json_texts(seeds, count, seed))))
 
 
 def check_safetensors(folder: Path, count: int, seed: int) -> Counter[int]:
-    return Counter(agreed("safetensors", written(folder, mutated.safetensors_files(count, seed))))
+    return Counter(agreed("safetensors", written(folder, mutations.safetensors_files(count, seed))))
 
 
 def test_mutated_engines(tmp_path):
@@ -77,18 +78,18 @@ def test_mutated_safetensors(tmp_path):
 
 def test_what_lies_beside_the_right_bytes(tmp_path):
     whole, paths = mutated.engine(), []
-    for i, (_, act) in enumerate(mutated.TREES.values()):
+    for i, (_, act) in enumerate(hostile.TREES.values()):
         paths.append(mutated.write(tmp_path / str(i) / "engine", whole))
         act(paths[-1])
-    expected = [code for code, _ in mutated.TREES.values()]
-    assert dict(zip(mutated.TREES, agreed("engine", paths), strict=True)) == dict(
-        zip(mutated.TREES, expected, strict=True)
+    expected = [code for code, _ in hostile.TREES.values()]
+    assert dict(zip(hostile.TREES, agreed("engine", paths), strict=True)) == dict(
+        zip(hostile.TREES, expected, strict=True)
     )
 
 
 def test_edges_of_what_a_manifest_may_say(tmp_path):
-    codes = agreed("engine", list(mutated.edges(tmp_path)))
-    assert [(c, place, new) for c, (_, place, new) in zip(codes, mutated.EDGES, strict=True)] == mutated.EDGES
+    codes = agreed("engine", list(hostile.edges(tmp_path)))
+    assert [(c, place, new) for c, (_, place, new) in zip(codes, hostile.EDGES, strict=True)] == hostile.EDGES
 
 
 def check_flips(folder: Path, flips: int, cuts: int, seed: int) -> int:
