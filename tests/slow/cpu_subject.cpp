@@ -52,11 +52,15 @@ int main(int, char **arguments) {
   dsv2_error error;
   dsv2_engine engine;
 
-  // refused for an option without effect, which is known when all files have been checked
+  // refused for an option without effect, which is known when all files have been checked; the first time warms up
   options.cache_tokens = 1;
-  Clock::time_point start = Clock::now();
-  if (dsv2_engine_load(path, &options, &engine, &error) != DSV2_USAGE) require(DSV2_INTERNAL, error);
-  const double checking = since(start);
+  Clock::time_point start;
+  double checking = 0;
+  for (int i = 0; i < 2; ++i) {
+    start = Clock::now();
+    if (dsv2_engine_load(path, &options, &engine, &error) != DSV2_USAGE) require(DSV2_INTERNAL, error);
+    checking = since(start);
+  }
   options.cache_tokens = 0;
   start = Clock::now();
   require(dsv2_engine_load(path, &options, &engine, &error), error);
