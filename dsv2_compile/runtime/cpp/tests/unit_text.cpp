@@ -10,7 +10,7 @@
 #include "text/byte_alphabet.h"
 #include "text/regex.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 using namespace dsv2;
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/utf8.h"
+
 namespace dsv2 {
 namespace {
 
@@ -86,13 +88,11 @@ class Parser {
       if (c == '\\') {
         ++at_;
         escape(out);
-      } else if (c < 0x80) {
-        out += static_cast<char>(c);
-        ++at_;
       } else {
-        size_t bytes = sequence_bytes();
-        out += data_.substr(at_, bytes);
-        at_ += bytes;
+        const Utf8Char point = utf8_at(data_, at_);
+        if (!point.valid) fail("not UTF-8");
+        out += data_.substr(at_, point.length);
+        at_ += point.length;
       }
     }
     if (points > limits_.string) {
@@ -100,21 +100,6 @@ class Parser {
                       std::to_string(limits_.string));
     }
     return out;
-  }
-
-  // Bytes of the UTF-8 sequence that begins here: the shortest form only, and no surrogates.
-  size_t sequence_bytes() const {
-    unsigned char first = byte();
-    size_t bytes = first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
-    if (first < 0xc2 || first > 0xf4 || data_.size() - at_ < bytes) fail("not UTF-8");
-    for (size_t i = 1; i < bytes; ++i) {
-      if ((static_cast<unsigned char>(data_[at_ + i]) & 0xc0) != 0x80) fail("not UTF-8");
-    }
-    unsigned char second = static_cast<unsigned char>(data_[at_ + 1]);
-    bool longer_than_needed = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);
-    bool surrogate = first == 0xed && second >= 0xa0;
-    if (longer_than_needed || surrogate || (first == 0xf4 && second >= 0x90)) fail("not UTF-8");
-    return bytes;
   }
 
   void escape(std::string& out) {
@@ -150,25 +135,6 @@ class Parser {
       out = out * 16 + digit;
     }
     return out;
-  }
-
-  static void append_utf8(std::string& out, uint32_t point) {
-    auto add = [&out](uint32_t c) { out += static_cast<char>(c); };
-    if (point < 0x80) {
-      add(point);
-    } else if (point < 0x800) {
-      add(0xc0 | point >> 6);
-      add(0x80 | (point & 63));
-    } else if (point < 0x10000) {
-      add(0xe0 | point >> 12);
-      add(0x80 | (point >> 6 & 63));
-      add(0x80 | (point & 63));
-    } else {
-      add(0xf0 | point >> 18);
-      add(0x80 | (point >> 12 & 63));
-      add(0x80 | (point >> 6 & 63));
-      add(0x80 | (point & 63));
-    }
   }
 
   Json number() {

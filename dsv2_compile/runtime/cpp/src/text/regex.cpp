@@ -5,8 +5,8 @@
 #include <string>
 
 #include "base/json.h"
+#include "base/utf8.h"
 #include "text/refuse.h"
-#include "text/utf8.h"
 
 namespace dsv2 {
 namespace {
