@@ -9,17 +9,6 @@ using dsv2::guarded;
 using dsv2::Handles;
 using dsv2::require_given;
 
-namespace {
-
-template <size_t N>
-void copy(const std::string& text, char (&out)[N]) {
-  size_t count = std::min(text.size(), N - 1);
-  std::copy_n(text.data(), count, out);
-  out[count] = 0;
-}
-
-}  // namespace
-
 extern "C" {
 
 const char* dsv2_version(void) { return DSV2_VERSION; }
@@ -56,8 +45,8 @@ dsv2_code dsv2_engine_info_get(dsv2_engine engine, dsv2_engine_info* out, dsv2_e
     out->eos_count = static_cast<int64_t>(std::min(model.eos_token_ids.size(), std::size(out->eos_tokens)));
     std::copy_n(model.eos_token_ids.begin(), out->eos_count, out->eos_tokens);
     out->verified = manifest.verified;
-    copy(manifest.backend, out->backend);
-    copy(manifest.target, out->target);
+    dsv2::copy(manifest.backend, out->backend);
+    dsv2::copy(manifest.target, out->target);
   });
 }
 

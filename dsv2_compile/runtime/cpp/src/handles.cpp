@@ -1,32 +1,12 @@
 #include "handles.h"
 
-#include <cstddef>
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <string>
 #include <vector>
 
 namespace dsv2 {
-namespace {
-
-using std::size_t;
-
-// How much of ``text`` goes into ``room`` bytes without a part of a character at its end.
-size_t whole_characters(const std::string& text, size_t room) {
-  if (text.size() <= room) return text.size();
-  while (room && (text[room] & 0xc0) == 0x80) --room;
-  return room;
-}
-
-template <size_t N>
-void copy(const std::string& text, char (&out)[N]) {
-  size_t count = whole_characters(text, N - 1);
-  std::memcpy(out, text.data(), count);
-  out[count] = 0;
-}
-
-}  // namespace
-
 Handles& Handles::all() {
   static Handles* handles = new Handles;  // never destroyed: a thread may still call when the process ends
   return *handles;
@@ -69,6 +49,13 @@ std::shared_ptr<void> Handles::at(std::type_index type, uint64_t id, const char*
 
 void require_given(const void* pointer, const char* name) {
   if (!pointer) throw Error(DSV2_USAGE, std::string(name) + " is NULL.", "Pass a pointer.");
+}
+
+void copy(const std::string& text, char* out, std::size_t room) {
+  std::size_t count = std::min(text.size(), room - 1);
+  while (count && count < text.size() && (text[count] & 0xc0) == 0x80) --count;
+  std::memcpy(out, text.data(), count);
+  out[count] = 0;
 }
 
 dsv2_code report(const Error& error, dsv2_error* out) {

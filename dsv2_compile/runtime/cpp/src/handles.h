@@ -1,11 +1,13 @@
 // What the functions of the C ABI are made of: handles that are numbers, and exceptions that become codes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <string>
 #include <typeindex>
 #include <unordered_map>
 #include <utility>
@@ -58,6 +60,13 @@ class Handles {
 
 // Error usage if ``pointer`` is null; ``name`` is the parameter's.
 void require_given(const void* pointer, const char* name);
+
+// ``text`` and a NUL into ``out``; what has no room is cut at the end of a character.
+void copy(const std::string& text, char* out, std::size_t room);
+template <std::size_t N>
+void copy(const std::string& text, char (&out)[N]) {
+  copy(text, out, N);
+}
 
 // Fills ``out``, if that is not null, and returns the code.
 dsv2_code report(const Error& error, dsv2_error* out);

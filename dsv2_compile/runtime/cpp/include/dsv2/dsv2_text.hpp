@@ -61,7 +61,8 @@ class Text : public detail::Owner<dsv2_text, dsv2_text_close> {
     });
   }
   Result<std::string> decode(const Ids& ids) const {
-    return sized<std::string>(ids.size() * kUsualBytes, [&](char* utf8, int64_t capacity, int64_t* nbytes, dsv2_error* error) {
+    const size_t room = ids.size() * kUsualBytes;
+    return sized<std::string>(room, [&](char* utf8, int64_t capacity, int64_t* nbytes, dsv2_error* error) {
       return dsv2_text_decode(handle(), ids.data(), static_cast<int64_t>(ids.size()), utf8, capacity, nbytes, error);
     });
   }

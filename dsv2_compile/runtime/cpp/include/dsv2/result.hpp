@@ -28,6 +28,21 @@ struct Error {
   }
 };
 
+namespace detail {
+
+[[noreturn]] inline void end(const std::string& message) {
+  std::fprintf(stderr, "dsv2: %s\n", message.c_str());
+  std::abort();
+}
+
+// Ends the program unless there is an error to ask for.
+inline const Error& present(const Error* error) {
+  if (!error) end("a Result without an error was asked for it");
+  return *error;
+}
+
+}  // namespace detail
+
 // A value, or the error in its place: ask before taking either. To take what is not there ends the program.
 template <class T>
 class [[nodiscard]] Result {
@@ -41,20 +56,13 @@ class [[nodiscard]] Result {
   T& operator*() & { return value(); }
   T&& operator*() && { return std::move(*this).value(); }
   T* operator->() { return checked(); }
-  const Error& error() const {
-    const Error* found = std::get_if<1>(&held_);
-    return found ? *found : end("a Result without an error was asked for it");
-  }
+  const Error& error() const { return detail::present(std::get_if<1>(&held_)); }
 
  private:
   T* checked() {
     T* found = std::get_if<0>(&held_);
-    if (!found) end(error().message().c_str());
+    if (!found) detail::end(error().message());
     return found;
-  }
-  [[noreturn]] static const Error& end(const char* message) {
-    std::fprintf(stderr, "dsv2: %s\n", message);
-    std::abort();
   }
 
   std::variant<T, Error> held_;
@@ -69,15 +77,9 @@ class [[nodiscard]] Result<void> {
   explicit operator bool() const { return !error_; }
   // Ends the program if there is an error.
   void value() const {
-    if (!error_) return;
-    std::fprintf(stderr, "dsv2: %s\n", error_->message().c_str());
-    std::abort();
+    if (error_) detail::end(error_->message());
   }
-  const Error& error() const {
-    if (error_) return *error_;
-    std::fprintf(stderr, "dsv2: a Result without an error was asked for it\n");
-    std::abort();
-  }
+  const Error& error() const { return detail::present(error_ ? &*error_ : nullptr); }
 
  private:
   std::optional<Error> error_;

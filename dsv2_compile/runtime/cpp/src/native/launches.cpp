@@ -7,8 +7,6 @@
 namespace dsv2 {
 namespace {
 
-constexpr std::array<int64_t, 3> kMaxGrid = {2147483647, 65535, 65535};
-
 [[noreturn]] void broken(const Launch& launch, const std::string& why) {
   throw Error(DSV2_INTERNAL, launch.what + ": " + why + ".", "Report this as a bug, with the manifest.");
 }

@@ -1,10 +1,9 @@
 #include "native/store.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 
-#include "base/error.h"
+#include "runtime/sound.h"
 
 namespace dsv2 {
 namespace {
@@ -14,17 +13,6 @@ struct Part {
   size_t row;
   int64_t start, stop;
 };
-
-// What is no sign of NaN or infinity.
-bool sound(float logit) { return std::isfinite(logit); }
-bool sound(int32_t token) { return token >= 0; }
-
-template <typename T>
-bool all_sound(const T* values, int64_t count) {
-  bool all = true;
-  for (int64_t i = 0; i < count; ++i) all &= sound(values[i]);  // no early exit: this is vectorised
-  return all;
-}
 
 // The largest program of a phase.
 const PlanProgram& largest(const Plan& plan, Phase phase) {
@@ -76,9 +64,7 @@ void PagedStore::add(Phase phase, const Rows& rows, const std::vector<Draw>& dra
     if (!all_sound(out, rows.count() * width)) {
       std::string slots;
       for (int64_t slot : rows.slots) slots += (slots.empty() ? "" : ", ") + std::to_string(slot);
-      const std::string kind = phase == Phase::decode ? "decode" : "prefill";
-      throw Error(DSV2_NUMERIC, kind + " gave NaN or infinity for slots [" + slots + "].",
-                  "Check the engine with dsv2-compile verify; the weights may overflow its dtype.");
+      throw unsound(phase == Phase::decode ? "decode" : "prefill", "[" + slots + "]");
     }
   } catch (...) {
     for (size_t b = 0; b < rows.slots.size(); ++b) pages_.release(rows.slots[b], rows.past[b]);

@@ -5,8 +5,8 @@
 #include <numeric>
 #include <string>
 
-#include "base/error.h"
 #include "runtime/sampling.h"
+#include "runtime/sound.h"
 
 namespace dsv2 {
 namespace {
@@ -22,12 +22,6 @@ std::vector<Members> consecutive(const Members& rows, const std::vector<int64_t>
     out.back().push_back(row);
   }
   return out;
-}
-
-bool all_finite(const float* values, int64_t count) {
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) finite &= std::isfinite(values[i]);  // no early exit: this is vectorised
-  return finite;
 }
 
 }  // namespace
@@ -111,16 +105,11 @@ std::vector<float> ContiguousStore::call(const std::string& phase, ProgramInputs
   in.caches = cache_.views(first);
   ProgramOutputs out = programs_->phases.at(phase).run(in);
   const int64_t row_stride = in.width * c.cache_dim(), layer_stride = in.batch * row_stride;
-  bool finite = all_finite(out.logits.data(), in.batch * c.vocab_size);
+  bool all = all_sound(out.logits.data(), in.batch * c.vocab_size);
   for (int64_t i = 0; i < c.num_hidden_layers * in.batch; ++i) {
-    finite &= all_finite(out.rows.data() + i * row_stride, in.lengths[static_cast<size_t>(i % in.batch)] * c.cache_dim());
+    all &= all_sound(out.rows.data() + i * row_stride, in.lengths[static_cast<size_t>(i % in.batch)] * c.cache_dim());
   }
-  if (!finite) {
-    throw Error(DSV2_NUMERIC,
-                phase + " gave NaN or infinity for slots " + std::to_string(first) + ".." +
-                    std::to_string(first + in.batch - 1) + ".",
-                "Check the engine with dsv2-compile verify; the weights may overflow its dtype.");
-  }
+  if (!all) throw unsound(phase, std::to_string(first) + ".." + std::to_string(first + in.batch - 1));
   cache_.store(first, in.past, in.lengths, out.rows.data(), layer_stride, row_stride);
   return std::move(out.logits);
 }

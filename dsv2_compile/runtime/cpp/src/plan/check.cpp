@@ -10,8 +10,6 @@ namespace {
 using Problems = std::vector<std::string>;
 using Report = std::function<void(const std::string&)>;
 
-// Blocks of a launch by axis, as CUDA limits them.
-constexpr std::array<int64_t, 3> kMaxGrid = {2147483647, 65535, 65535};
 constexpr int64_t kMaxScalar = 2147483647;
 
 // What a plan is evaluated for: everything at its largest, and everything 1.

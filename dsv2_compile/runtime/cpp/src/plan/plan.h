@@ -18,6 +18,7 @@ namespace dsv2 {
 inline constexpr const char* kPlanSchema = "dsv2/plan/2";
 inline constexpr const char* kPlanName = "plan.json";
 inline constexpr int64_t kAlignment = 256;  // of every buffer, bytes
+inline constexpr std::array<int64_t, 3> kMaxGrid = {2147483647, 65535, 65535};  // blocks by axis
 
 enum class Dtype { fp32, bf16, fp16, i32 };
 inline constexpr std::array<const char*, 4> kDtypes = {"fp32", "bf16", "fp16", "i32"};
