@@ -65,6 +65,14 @@ def program(name: str, sanitize: str = "") -> Path:
     return built(sanitize, *([name] if sanitize else [])) / "tests" / name
 
 
+def embedded(source: Path, folder: Path) -> Path:
+    """``source``, one program that embeds the library, compiled into ``folder``."""
+    out, include = folder / source.stem, SOURCE / "include"
+    linked = [str(library()), f"-Wl,-rpath,{library().parent}"]
+    _run("c++", "-std=c++17", "-O2", f"-I{include}", str(source), *linked, "-o", str(out))
+    return out
+
+
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-8000:]}"

@@ -34,16 +34,6 @@ def wheel_library() -> Path:
     return found
 
 
-def compiled(folder: Path) -> Path:
-    library, out = cpp_build.library(), folder / "cpu_subject"
-    source = Path(__file__).with_name("cpu_subject.cpp")
-    linked = [str(library), f"-Wl,-rpath,{library.parent}"]
-    subprocess.run(
-        ["c++", "-std=c++17", "-O2", f"-I{cpp_build.SOURCE / 'include'}", source, *linked, "-o", out], check=True
-    )
-    return out
-
-
 def measured(command: list[Any]) -> dict[str, Any]:
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -110,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
-        subject = compiled(folder)
+        subject = cpp_build.embedded(Path(__file__).with_name("cpu_subject.cpp"), folder)
         found = {}
         for name in args.engines:
             engine, facts = built(name, folder)

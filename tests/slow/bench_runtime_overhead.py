@@ -84,16 +84,6 @@ def engine(plan: Plan, config: ModelConfig, batch: int, source: Path, out: Path)
     return out
 
 
-def compiled(folder: Path) -> Path:
-    library, out = cpp_build.library(), folder / "overhead_subject"
-    source = Path(__file__).with_name("overhead_subject.cpp")
-    linked = [str(library), f"-Wl,-rpath,{library.parent}"]
-    subprocess.run(
-        ["c++", "-std=c++17", "-O2", f"-I{cpp_build.SOURCE / 'include'}", source, *linked, "-o", out], check=True
-    )
-    return out
-
-
 def measured(command: list[Any]) -> float:
     """Median microseconds of a run's calls."""
     driver = cpp_build.built() / "tests" / "libdsv2_cuda_stub.so"
@@ -126,7 +116,8 @@ def main() -> None:
         folder = Path(scratch)
         source = args.plan or built(config, most, folder)
         plan = with_small_weights(text.parse((source / FILE).read_bytes()))
-        path, subject = engine(plan, config, most, source, folder / "engine"), compiled(folder)
+        path = engine(plan, config, most, source, folder / "engine")
+        subject = cpp_build.embedded(Path(__file__).with_name("overhead_subject.cpp"), folder)
         subjects = {"python": [sys.executable, "-m", "tests.slow.overhead_subject"], "cpp": [subject]}
         found = []
         for kind in KINDS:
