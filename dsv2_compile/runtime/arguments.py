@@ -73,7 +73,7 @@ def one_each(draws: Sequence[Draw] | None, rows: int) -> None:
         raise UsageError(f"{len(draws)} draws for {rows} sequences.", "Pass one draw per sequence.")
     for draw in draws:
         if not 0 <= draw.uniform < 1:
-            raise UsageError(f"Draw uniform is {draw.uniform}.", "uniform must be at least 0 and below 1.")
+            raise UsageError(f"Sampling uniform is {draw.uniform}.", "uniform must be at least 0 and below 1.")
 
 
 def vocabulary(ids: Ints, vocab_size: int) -> None:
